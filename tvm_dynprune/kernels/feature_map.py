@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FeatureMap: an activation tensor in blocked layout, NCHW[lanes]c with a halo of zeros.
+
+Element (n, c, h, w) of the logical (N, C, H, W) tensor stands at
+``[n, c // lanes, h + halo, w + halo, c % lanes]``. Lanes past C, and channels that a list of open
+channels does not name, hold anything; the halo of a written block holds zeros, so that a
+convolution needs no padding.
+"""
+
+from dataclasses import dataclass
+
+from tvm.script.ir_builder import tirx as T
+from tvm.tirx import Buffer
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Logical size and blocked layout of one activation tensor."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    lanes: int
+    halo: int = 0
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of `lanes` channels; the last may be padded."""
+        return -(-self.channels // self.lanes)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """Shape of the buffer: (N, blocks, H + 2 halo, W + 2 halo, lanes)."""
+        rows, columns = self.height + 2 * self.halo, self.width + 2 * self.halo
+        return (self.batch, self.blocks, rows, columns, self.lanes)
+
+    def argument(self, name: str) -> Buffer:
+        """Declare the tensor as the next parameter of the kernel being built."""
+        return T.arg(name, T.buffer(self.shape, "float32"))
+
+
+def zero_halo(y: Buffer, size: FeatureMap, n, block) -> None:  # noqa: ANN001 (TIR expressions)
+    """Write zeros into the halo of one block of `y`."""
+    halo, rows, columns = size.halo, size.height + 2 * size.halo, size.width + 2 * size.halo
+    if halo == 0:
+        return
+    for top in (0, rows - halo):
+        with T.grid(halo, columns) as (r, c), T.vectorized(0, size.lanes) as v:
+            T.buffer_store(y, T.float32(0), [n, block, top + r, c, v])
+    for left in (0, columns - halo):
+        with T.grid(size.height, halo) as (r, c), T.vectorized(0, size.lanes) as v:
+            T.buffer_store(y, T.float32(0), [n, block, halo + r, left + c, v])

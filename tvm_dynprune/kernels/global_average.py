@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Global average pooling over all blocks, or over those that a list names; the others become 0."""
+
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from tvm_dynprune.kernels.feature_map import FeatureMap
+
+_SUMS = 8  # independent sums, so that the additions' latency overlaps
+
+
+@dataclass(frozen=True)
+class GlobalAverage:
+    """``y`` (N, C, 1, 1) is the mean of ``x`` (N, C, H, W) over H and W."""
+
+    x: FeatureMap
+    listed: bool = False
+
+    @property
+    def y(self) -> FeatureMap:
+        """The result's layout."""
+        return FeatureMap(self.x.batch, self.x.channels, 1, 1, self.x.lanes)
+
+
+def global_average(spec: GlobalAverage) -> tirx.PrimFunc:
+    """Build the kernel: x, [list_out (N, blocks) int32, count_out (N, 2) int32], y."""
+    x_map, lanes = spec.x, spec.x.lanes
+    with IRBuilder() as builder:
+        with T.prim_func():
+            T.func_attr({"tirx.noalias": True})
+            x = x_map.argument("x")
+            if spec.listed:
+                list_out = T.arg("list_out", T.buffer((x_map.batch, x_map.blocks), "int32"))
+                count_out = T.arg("count_out", T.buffer((x_map.batch, 2), "int32"))
+            y = spec.y.argument("y")
+            with T.serial(0, x_map.batch) as n:
+                if not spec.listed:
+                    with T.parallel(0, x_map.blocks) as block:
+                        _block(x_map, x, y, n, block)
+                else:
+                    with T.serial(0, count_out[n, 1]) as position:
+                        _block(x_map, x, y, n, list_out[n, position])
+                    with T.serial(count_out[n, 1], x_map.blocks) as position:
+                        with T.vectorized(0, lanes) as v:
+                            T.buffer_store(y, T.float32(0), [n, list_out[n, position], 0, 0, v])
+    return builder.get()
+
+
+def _block(size: FeatureMap, x, y, n, block) -> None:  # noqa: ANN001 (TIR expressions)
+    sums, halo = min(_SUMS, size.width), size.halo
+    acc = T.alloc_buffer((sums, size.lanes), "float32", scope="local")
+    with T.unroll(0, sums) as s, T.vectorized(0, size.lanes) as v:
+        T.buffer_store(acc, T.float32(0), [s, v])
+    with T.serial(0, size.height) as row:
+        with T.serial(0, size.width // sums) as step, T.unroll(0, sums) as s:
+            with T.vectorized(0, size.lanes) as v:
+                value = x[n, block, row + halo, step * sums + s + halo, v]
+                T.buffer_store(acc, acc[s, v] + value, [s, v])
+        rest = size.width % sums
+        if rest:
+            with T.unroll(0, rest) as s, T.vectorized(0, size.lanes) as v:
+                value = x[n, block, row + halo, size.width - rest + s + halo, v]
+                T.buffer_store(acc, acc[s, v] + value, [s, v])
+    with T.vectorized(0, size.lanes) as v:
+        total = acc[0, v]
+        for s in range(1, sums):
+            total = total + acc[s, v]
+        mean = total * T.float32(1.0 / (size.height * size.width))
+        T.buffer_store(y, mean, [n, block, 0, 0, v])

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels that treat each channel alone: depthwise convolution, max and average pooling.
+
+They visit all blocks of channels, or those that a list names. Vectorised over the channels of a
+block, a row of accumulators at a time.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from tvm_dynprune.kernels.activation import Activation
+from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
+from tvm_dynprune.kernels.tiling import Tile, tiles
+
+_LOWEST = float(np.finfo("float32").min)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What one kernel computes: ``kind`` is "depthwise", "max" or "average".
+
+    Depthwise: ``y = after(conv(x, weight) + bias) * scale``. Closed blocks become 0 if `fill`, and
+    stay unwritten if not.
+    """
+
+    kind: str
+    x: FeatureMap
+    y: FeatureMap
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    pad: tuple[int, int]
+    dilation: tuple[int, int] = (1, 1)
+    bias: bool = False
+    after: Activation | None = None
+    scale: bool = False
+    count_padding: bool = True  # average: divide by the whole window at the edges too
+    listed: bool = False
+    fill: bool = False
+    registers: int = 32
+
+
+def pack_depthwise_weight(weight: np.ndarray, spec: Window) -> np.ndarray:
+    """Weights (C, 1, KH, KW) float32 as (blocks, KH, KW, lanes)."""
+    channels, _, kh, kw = weight.shape
+    padded = np.zeros((spec.y.blocks * spec.y.lanes, kh, kw), "float32")
+    padded[:channels] = weight[:, 0]
+    blocked = padded.reshape(spec.y.blocks, spec.y.lanes, kh, kw)
+    return np.ascontiguousarray(blocked.transpose(0, 2, 3, 1))
+
+
+def window(spec: Window) -> tirx.PrimFunc:
+    """Build the kernel.
+
+    Its parameters, those in brackets as `spec` says: x, [weight, for depthwise], [bias
+    (blocks * lanes,)], [scale (N, C, 1, 1)], [list_out (N, blocks) int32, count_out (N, 2) int32],
+    y.
+    """
+    return _Builder(spec).build()
+
+
+class _Builder:
+    def __init__(self, spec: Window) -> None:
+        self.spec = spec
+        self.lanes = spec.y.lanes
+
+    def build(self) -> tirx.PrimFunc:
+        spec, y = self.spec, self.spec.y
+        with IRBuilder() as builder:
+            with T.prim_func():
+                T.func_attr({"tirx.noalias": True})
+                self._declare()
+                with T.serial(0, y.batch) as n:
+                    if not spec.listed:
+                        with T.parallel(0, y.blocks) as block:
+                            self._block(n, block)
+                    else:
+                        with T.parallel(0, self.count_out[n, 1]) as position:
+                            self._block(n, self.list_out[n, position])
+                    if spec.listed and spec.fill:
+                        with T.parallel(self.count_out[n, 1], y.blocks) as position:
+                            self._fill(n, self.list_out[n, position])
+        return builder.get()
+
+    def _declare(self) -> None:
+        spec, y = self.spec, self.spec.y
+        self.x = spec.x.argument("x")
+        if spec.kind == "depthwise":
+            shape = (y.blocks, *spec.kernel, self.lanes)
+            self.weight = T.arg("weight", T.buffer(shape, "float32"))
+        if spec.bias:
+            self.bias = T.arg("bias", T.buffer((y.blocks * self.lanes,), "float32"))
+        if spec.scale:
+            self.scale = T.arg("scale", T.buffer((y.batch, y.channels, 1, 1), "float32"))
+        if spec.listed:
+            self.list_out = T.arg("list_out", T.buffer((y.batch, y.blocks), "int32"))
+            self.count_out = T.arg("count_out", T.buffer((y.batch, 2), "int32"))
+        self.y = y.argument("y")
+
+    def _block(self, n, block) -> None:  # noqa: ANN001 (TIR expressions)
+        y = self.spec.y
+        for tile in tiles(y.height, y.width, self.spec.registers):
+            with T.grid(tile.row_count, tile.column_count) as (i, j):
+                row = tile.row + i * tile.height
+                column = tile.column + j * tile.width
+                self._tile(n, block, tile, row, column)
+        zero_halo(self.y, y, n, block)
+
+    def _tile(self, n, block, tile: Tile, row, column) -> None:  # noqa: ANN001
+        spec, pixels = self.spec, tile.height * tile.width
+        acc = T.alloc_buffer((pixels, self.lanes), "float32", scope="local")
+        with T.unroll(0, pixels) as t, T.vectorized(0, self.lanes) as v:
+            start = T.float32(_LOWEST if spec.kind == "max" else 0)
+            value = self.bias[block * self.lanes + v] if spec.bias else start
+            T.buffer_store(acc, value, [t, v])
+        with T.grid(*spec.kernel) as (i, j):
+            for t in range(pixels):
+                at = (row + t // tile.width, column + t % tile.width)
+                with T.vectorized(0, self.lanes) as v:
+                    x = self.x[(n, block, *self._position(at, i, j), v)]
+                    T.buffer_store(acc, self._step(acc[t, v], x, block, i, j, v), [t, v])
+        for t in range(pixels):
+            r, c = row + t // tile.width, column + t % tile.width
+            with T.vectorized(0, self.lanes) as v:
+                value = self._finish(acc[t, v], n, block * self.lanes + v, r, c)
+                T.buffer_store(self.y, value, [n, block, r + spec.y.halo, c + spec.y.halo, v])
+
+    def _position(self, at: tuple, i, j) -> list:  # noqa: ANN001
+        spec, result = self.spec, []
+        for axis, size in enumerate((spec.x.height, spec.x.width)):
+            position = at[axis] * spec.stride[axis] + (i, j)[axis] * spec.dilation[axis]
+            position = position - spec.pad[axis]
+            if spec.kind == "max" and self._reaches_out(axis):
+                # Padding never wins a maximum: repeat the nearest pixel, which is in the window.
+                position = tirx.max(0, tirx.min(position, size - 1))
+            result.append(position + spec.x.halo)
+        return result
+
+    def _reaches_out(self, axis: int) -> bool:
+        spec = self.spec
+        outputs = (spec.y.height, spec.y.width)[axis]
+        last = (outputs - 1) * spec.stride[axis] + (spec.kernel[axis] - 1) * spec.dilation[axis]
+        return spec.pad[axis] > 0 or last - spec.pad[axis] >= (spec.x.height, spec.x.width)[axis]
+
+    def _step(self, acc, x, block, i, j, v):  # noqa: ANN001, ANN202
+        if self.spec.kind == "depthwise":
+            return acc + x * self.weight[block, i, j, v]
+        return tirx.max(acc, x) if self.spec.kind == "max" else acc + x
+
+    def _finish(self, value, n, channel, row, column):  # noqa: ANN001, ANN202
+        spec = self.spec
+        if spec.kind == "average":
+            value = value * self._reciprocal_count(row, column)
+        if spec.after:
+            value = spec.after(value)
+        if spec.scale:
+            if spec.y.channels % self.lanes:
+                channel = tirx.min(channel, spec.y.channels - 1)
+            value = value * self.scale[n, channel, 0, 0]
+        return value
+
+    def _reciprocal_count(self, row, column):  # noqa: ANN001, ANN202
+        spec = self.spec
+        if spec.count_padding:
+            return T.float32(1.0 / (spec.kernel[0] * spec.kernel[1]))
+        count = 1
+        for axis, (at, size) in enumerate(((row, spec.x.height), (column, spec.x.width))):
+            first = at * spec.stride[axis] - spec.pad[axis]
+            count = count * (tirx.min(first + spec.kernel[axis], size) - tirx.max(first, 0))
+        return T.float32(1) / T.cast(count, "float32")
+
+    def _fill(self, n, block) -> None:  # noqa: ANN001
+        y = self.spec.y
+        rows, columns = y.height + 2 * y.halo, y.width + 2 * y.halo
+        with T.grid(rows, columns) as (row, column), T.vectorized(0, self.lanes) as v:
+            T.buffer_store(self.y, T.float32(0), [n, block, row, column, v])
