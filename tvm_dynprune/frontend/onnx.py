@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX → Relax."""
+
+from pathlib import Path
+
+import onnx
+import tvm
+from onnx import numpy_helper
+from tvm import relax
+from tvm.relax.frontend.onnx import from_onnx as _import
+
+from tvm_dynprune.errors import ModelError
+from tvm_dynprune.frontend.layers import bind_parameters
+
+
+def from_onnx(path: str | Path, *, batch: int | None = None) -> tvm.IRModule:
+    """Read an ONNX file into a Relax module whose parameters are constants.
+
+    Parameters
+    ----------
+    path
+        The file; weights in a second file beside it are found.
+    batch
+        Size of the first dimension where the file leaves it open (1 if None).
+
+    Raises
+    ------
+    ModelError
+        The file is no ONNX model, has an operator that TVM does not know, has another batch size
+        than asked for, or holds NaN.
+    """
+    path = Path(path)
+    try:
+        model = onnx.load(path)
+    except Exception as error:
+        raise ModelError(f"{path}: not a readable ONNX file ({_first_line(error)})") from error
+    parameters = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    inputs = [item for item in model.graph.input if item.name not in parameters]
+    shapes = {item.name: _input_shape(path, item, batch) for item in inputs}
+    try:
+        mod = _import(model, shape_dict=shapes, keep_params_in_input=True)
+    except Exception as error:
+        raise ModelError(f"{path}: TVM cannot import it: {_first_line(error)}") from error
+    mod, tensors = relax.frontend.detach_params(mod)
+    bound = tensors.get("main", [])
+    names = [var.name for var in mod["main"].params][len(inputs) :]
+    return bind_parameters(
+        mod, {name: value.numpy() for name, value in zip(names, bound, strict=True)}
+    )
+
+
+def _input_shape(path: Path, item: onnx.ValueInfoProto, batch: int | None) -> list[int]:
+    sizes = [d.dim_value for d in item.type.tensor_type.shape.dim]
+    if sizes and sizes[0] == 0:
+        sizes[0] = batch or 1
+    if not sizes or 0 in sizes[1:]:
+        raise ModelError(f"{path}: input {item.name} has no fixed size; export it with one")
+    if batch is not None and sizes[0] != batch:
+        raise ModelError(
+            f"{path}: its batch is fixed at {sizes[0]}, {batch} was asked for; export it again"
+        )
+    return sizes
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1][:200]
