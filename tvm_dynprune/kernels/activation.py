@@ -14,7 +14,7 @@ class Activation:
     low: float | None = 0.0
     high: float | None = None
 
-    def __call__(self, value):  # noqa: ANN001, ANN204 (TIR expressions)
+    def __call__(self, value):
         """The activation of a float32 TIR expression."""
         if self.low is not None:
             value = tirx.max(value, T.float32(self.low))

@@ -95,7 +95,7 @@ def conv2d(spec: Conv2d) -> tirx.PrimFunc:
     Parameters of the kernel, in order, those in brackets as `spec` says: x, weight, [bias
     (blocks * lanes,)], [scale (N, C_out, 1, 1)], [residual], [channels_in (N, C_in) int32,
     count_in (N, 2) int32], [list_out (N, blocks or C_out) int32, count_out (N, 2) int32], y,
-    [group int32]. The lists are those of `open_lists`.
+    [group int64]. The lists are those of `open_lists`.
     """
     return _Builder(spec).build()
 
@@ -112,6 +112,18 @@ class _Builder:
                 self._declare()
                 with T.serial(0, self.spec.y.batch) as n:
                     self._sample(n)
+        return builder.get()
+
+    def build_closed(self) -> tirx.PrimFunc:
+        spec = self.spec
+        with IRBuilder() as builder:
+            with T.prim_func():
+                T.func_attr({"tirx.noalias": True})
+                if spec.residual is not None:
+                    self.residual = spec.residual.argument("residual")
+                self.y = spec.y.argument("y")
+                with T.serial(0, spec.y.batch) as n, T.parallel(0, spec.y.blocks) as block:
+                    self._fill_block(n, block)
         return builder.get()
 
     def _declare(self) -> None:
@@ -136,9 +148,9 @@ class _Builder:
             self.count_out = T.arg("count_out", T.buffer((y.batch, 2), "int32"))
         self.y = y.argument("y")
         if spec.visit == "group":
-            self.group = T.arg("group", T.int32())
+            self.group = T.cast(T.arg("group", T.int64()), "int32")
 
-    def _sample(self, n) -> None:  # noqa: ANN001
+    def _sample(self, n) -> None:
         spec, y = self.spec, self.spec.y
         if spec.visit == "gather":
             self._sample_gather(n)
@@ -156,14 +168,14 @@ class _Builder:
             with T.parallel(0, y.blocks) as block:
                 self._block(n, block)
 
-    def _block(self, n, block) -> None:  # noqa: ANN001
+    def _block(self, n, block) -> None:
         """One vector of neighbouring output channels, all pixels."""
         spec = self.spec
 
-        def weight(c, kh, kw, v):  # noqa: ANN001, ANN202
+        def weight(c, kh, kw, v):
             return self.weight[(block, *self._ordered(c, kh, kw), v)]
 
-        def finish(acc, t, row, column) -> None:  # noqa: ANN001
+        def finish(acc, t, row, column) -> None:
             with T.vectorized(0, self.lanes) as v:
                 channel = block * self.lanes + v
                 value = self._epilogue(
@@ -172,7 +184,7 @@ class _Builder:
                 halo = spec.y.halo
                 T.buffer_store(self.y, value, [n, block, row + halo, column + halo, v])
 
-        def start(acc, t) -> None:  # noqa: ANN001
+        def start(acc, t) -> None:
             with T.vectorized(0, self.lanes) as v:
                 value = self.bias[block * self.lanes + v] if spec.bias else T.float32(0)
                 T.buffer_store(acc, value, [t, v])
@@ -180,14 +192,14 @@ class _Builder:
         self._pixels(n, weight, start, finish)
         zero_halo(self.y, spec.y, n, block)
 
-    def _scale(self, n, channel):  # noqa: ANN001, ANN202
+    def _scale(self, n, channel):
         """The gate's value; a padded lane reads the last channel's, and nobody reads the lane."""
         y = self.spec.y
         if y.channels % self.lanes:
             channel = tirx.min(channel, y.channels - 1)
         return self.scale[n, channel, 0, 0]
 
-    def _epilogue(self, value, n, block, lane, row, column, scale):  # noqa: ANN001, ANN202
+    def _epilogue(self, value, n, block, lane, row, column, scale):
         spec = self.spec
         if spec.before:
             value = spec.before(value)
@@ -198,7 +210,7 @@ class _Builder:
             value = value + self.residual[n, block, row + halo, column + halo, lane]
         return spec.after(value) if spec.after else value
 
-    def _pixels(self, n, weight, start, finish) -> None:  # noqa: ANN001
+    def _pixels(self, n, weight, start, finish) -> None:
         """All pixels of one vector of output channels, a tile of accumulators at a time."""
         y = self.spec.y
         for tile in tiles(y.height, y.width, self.spec.registers):
@@ -207,7 +219,7 @@ class _Builder:
                 column = tile.column + j * tile.width
                 self._tile(n, tile, row, column, weight, start, finish)
 
-    def _tile(self, n, tile: Tile, row, column, weight, start, finish) -> None:  # noqa: ANN001
+    def _tile(self, n, tile: Tile, row, column, weight, start, finish) -> None:
         acc = T.alloc_buffer((tile.height * tile.width, self.lanes), "float32", scope="local")
         with T.unroll(0, tile.height * tile.width) as t:
             start(acc, t)
@@ -220,7 +232,7 @@ class _Builder:
             finish(acc, t, row + t // tile.width, column + t % tile.width)
 
     @contextmanager
-    def _reduction(self, n) -> Iterator[tuple]:  # noqa: ANN001
+    def _reduction(self, n) -> Iterator[tuple]:
         """Loops over the open input channels and the window; yields (c, kh, kw)."""
         if self.spec.channel_outer:
             with self._open_channel(n) as c, T.grid(*self.spec.kernel) as (i, j):
@@ -230,23 +242,23 @@ class _Builder:
                 yield c, i, j
 
     @contextmanager
-    def _open_channel(self, n) -> Iterator:  # noqa: ANN001
+    def _open_channel(self, n) -> Iterator:
         open_in = self.spec.open_in
         with T.serial(0, self.count_in[n, 0] if open_in else self.spec.x.channels) as position:
             yield self.channels_in[n, position] if open_in else position
 
-    def _ordered(self, c, kh, kw) -> tuple:  # noqa: ANN001
+    def _ordered(self, c, kh, kw) -> tuple:
         """Index into the packed weights, but for the output channel."""
         return tuple((c, kh, kw)[axis] for axis in self.spec.weight_axes)
 
-    def _input(self, n, c, row, column, i, j):  # noqa: ANN001, ANN202
+    def _input(self, n, c, row, column, i, j):
         spec = self.spec
         h = row * spec.stride[0] + i * spec.dilation[0] + (spec.x.halo - spec.pad[0])
         w = column * spec.stride[1] + j * spec.dilation[1] + (spec.x.halo - spec.pad[1])
         lanes = spec.x.lanes
         return self.x[n, tirx.floordiv(c, lanes), h, w, tirx.floormod(c, lanes)]
 
-    def _fill_block(self, n, block) -> None:  # noqa: ANN001
+    def _fill_block(self, n, block) -> None:
         """What a closed block holds for readers who read all channels."""
         y = self.spec.y
         with T.grid(y.height, y.width) as (row, column), T.vectorized(0, self.lanes) as v:
@@ -254,7 +266,7 @@ class _Builder:
             T.buffer_store(self.y, self._closed_value(n, block, row, column, v), at)
         zero_halo(self.y, y, n, block)
 
-    def _closed_value(self, n, block, row, column, lane):  # noqa: ANN001, ANN202
+    def _closed_value(self, n, block, row, column, lane):
         spec = self.spec
         if spec.residual is None:
             return T.float32(0)
@@ -262,7 +274,7 @@ class _Builder:
         value = self.residual[n, block, row + halo, column + halo, lane]
         return spec.after(value) if spec.after else value
 
-    def _sample_gather(self, n) -> None:  # noqa: ANN001
+    def _sample_gather(self, n) -> None:
         spec, y = self.spec, self.spec.y
         with T.parallel(0, y.blocks) as block:
             zero_halo(self.y, y, n, block)
@@ -277,7 +289,7 @@ class _Builder:
                     value = self._closed_value(n, block, row, column, lane)
                     T.buffer_store(self.y, value, [n, block, row + y.halo, column + y.halo, lane])
 
-    def _gathered_vector(self, n, vector, count) -> None:  # noqa: ANN001
+    def _gathered_vector(self, n, vector, count) -> None:
         """One vector put together from open channels; the last one repeats the last channels."""
         spec, unit = self.spec, self.spec.unit
         pieces = self.lanes // unit
@@ -291,14 +303,14 @@ class _Builder:
             with T.unroll(0, pieces) as k, T.vectorized(0, unit) as u:
                 T.buffer_store(bias, self.bias[first[k] + u], [k, u])
 
-        def weight(c, kh, kw, v):  # noqa: ANN001, ANN202
+        def weight(c, kh, kw, v):
             return packed[(*self._ordered(c, kh, kw), v)]
 
-        def start(acc, t) -> None:  # noqa: ANN001
+        def start(acc, t) -> None:
             with T.unroll(0, pieces) as k, T.vectorized(0, unit) as u:
                 T.buffer_store(acc, bias[k, u] if spec.bias else T.float32(0), [t, k * unit + u])
 
-        def finish(acc, t, row, column) -> None:  # noqa: ANN001
+        def finish(acc, t, row, column) -> None:
             with T.unroll(0, pieces) as k, T.vectorized(0, unit) as u:
                 block = tirx.floordiv(first[k], self.lanes)
                 lane = tirx.floormod(first[k], self.lanes) + u
@@ -312,7 +324,7 @@ class _Builder:
 
         self._pixels(n, weight, start, finish)
 
-    def _gather_weight(self, n, first):  # noqa: ANN001, ANN202
+    def _gather_weight(self, n, first):
         """Copy the weights of the open input and output channels together, once per vector."""
         spec, (kh, kw), unit = self.spec, self.spec.kernel, self.spec.unit
         inner = self._ordered(spec.x.channels, kh, kw)
@@ -322,3 +334,8 @@ class _Builder:
                 value = self.weight[(*self._ordered(c, i, j), first[k] + u)]
                 T.buffer_store(packed, value, [*self._ordered(c, i, j), k * unit + u])
         return packed
+
+
+def conv2d_closed(spec: Conv2d) -> tirx.PrimFunc:
+    """Build the kernel of what `y` holds where everything is closed: [residual], y."""
+    return _Builder(spec).build_closed()

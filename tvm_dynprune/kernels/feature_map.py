@@ -40,7 +40,7 @@ class FeatureMap:
         return T.arg(name, T.buffer(self.shape, "float32"))
 
 
-def zero_halo(y: Buffer, size: FeatureMap, n, block) -> None:  # noqa: ANN001 (TIR expressions)
+def zero_halo(y: Buffer, size: FeatureMap, n, block) -> None:
     """Write zeros into the halo of one block of `y`."""
     halo, rows, columns = size.halo, size.height + 2 * size.halo, size.width + 2 * size.halo
     if halo == 0:

@@ -49,7 +49,7 @@ def global_average(spec: GlobalAverage) -> tirx.PrimFunc:
     return builder.get()
 
 
-def _block(size: FeatureMap, x, y, n, block) -> None:  # noqa: ANN001 (TIR expressions)
+def _block(size: FeatureMap, x, y, n, block) -> None:
     sums, halo = min(_SUMS, size.width), size.halo
     acc = T.alloc_buffer((sums, size.lanes), "float32", scope="local")
     with T.unroll(0, sums) as s, T.vectorized(0, size.lanes) as v:

@@ -30,7 +30,7 @@ def open_lists(batch: int, channels: int, lanes: int) -> tirx.PrimFunc:
     return builder.get()
 
 
-def _any_open(any_open, is_open, n, channels: int, lanes: int) -> None:  # noqa: ANN001
+def _any_open(any_open, is_open, n, channels: int, lanes: int) -> None:
     with T.serial(0, -(-channels // lanes)) as b:
         T.buffer_store(any_open, tirx.const(False, "bool"), [b])
     with T.serial(0, channels) as c:
@@ -38,7 +38,7 @@ def _any_open(any_open, is_open, n, channels: int, lanes: int) -> None:  # noqa:
         T.buffer_store(any_open, tirx.any(any_open[b], is_open[n, c]), [b])
 
 
-def _partition(items, count, column: int, n, length: int, keep) -> None:  # noqa: ANN001
+def _partition(items, count, column: int, n, length: int, keep) -> None:
     """Write 0..length-1 into `items`, those to keep first, and how many those are."""
     end = T.alloc_buffer((1,), "int32", scope="local")
     T.buffer_store(end, T.int32(0), [0])

@@ -100,7 +100,7 @@ class _Builder:
             self.count_out = T.arg("count_out", T.buffer((y.batch, 2), "int32"))
         self.y = y.argument("y")
 
-    def _block(self, n, block) -> None:  # noqa: ANN001 (TIR expressions)
+    def _block(self, n, block) -> None:
         y = self.spec.y
         for tile in tiles(y.height, y.width, self.spec.registers):
             with T.grid(tile.row_count, tile.column_count) as (i, j):
@@ -109,7 +109,7 @@ class _Builder:
                 self._tile(n, block, tile, row, column)
         zero_halo(self.y, y, n, block)
 
-    def _tile(self, n, block, tile: Tile, row, column) -> None:  # noqa: ANN001
+    def _tile(self, n, block, tile: Tile, row, column) -> None:
         spec, pixels = self.spec, tile.height * tile.width
         acc = T.alloc_buffer((pixels, self.lanes), "float32", scope="local")
         with T.unroll(0, pixels) as t, T.vectorized(0, self.lanes) as v:
@@ -128,7 +128,7 @@ class _Builder:
                 value = self._finish(acc[t, v], n, block * self.lanes + v, r, c)
                 T.buffer_store(self.y, value, [n, block, r + spec.y.halo, c + spec.y.halo, v])
 
-    def _position(self, at: tuple, i, j) -> list:  # noqa: ANN001
+    def _position(self, at: tuple, i, j) -> list:
         spec, result = self.spec, []
         for axis, size in enumerate((spec.x.height, spec.x.width)):
             position = at[axis] * spec.stride[axis] + (i, j)[axis] * spec.dilation[axis]
@@ -145,12 +145,12 @@ class _Builder:
         last = (outputs - 1) * spec.stride[axis] + (spec.kernel[axis] - 1) * spec.dilation[axis]
         return spec.pad[axis] > 0 or last - spec.pad[axis] >= (spec.x.height, spec.x.width)[axis]
 
-    def _step(self, acc, x, block, i, j, v):  # noqa: ANN001, ANN202
+    def _step(self, acc, x, block, i, j, v):
         if self.spec.kind == "depthwise":
             return acc + x * self.weight[block, i, j, v]
         return tirx.max(acc, x) if self.spec.kind == "max" else acc + x
 
-    def _finish(self, value, n, channel, row, column):  # noqa: ANN001, ANN202
+    def _finish(self, value, n, channel, row, column):
         spec = self.spec
         if spec.kind == "average":
             value = value * self._reciprocal_count(row, column)
@@ -162,7 +162,7 @@ class _Builder:
             value = value * self.scale[n, channel, 0, 0]
         return value
 
-    def _reciprocal_count(self, row, column):  # noqa: ANN001, ANN202
+    def _reciprocal_count(self, row, column):
         spec = self.spec
         if spec.count_padding:
             return T.float32(1.0 / (spec.kernel[0] * spec.kernel[1]))
@@ -172,7 +172,7 @@ class _Builder:
             count = count * (tirx.min(first + spec.kernel[axis], size) - tirx.max(first, 0))
         return T.float32(1) / T.cast(count, "float32")
 
-    def _fill(self, n, block) -> None:  # noqa: ANN001
+    def _fill(self, n, block) -> None:
         y = self.spec.y
         rows, columns = y.height + 2 * y.halo, y.width + 2 * y.halo
         with T.grid(rows, columns) as (row, column), T.vectorized(0, self.lanes) as v:

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multiply-accumulates (MACs): dense, and those executed for each input, gates included.
+
+A convolution executes ``open_in * open_out * kh * kw * oh * ow`` (divided by its groups), where
+open_in are the input channels that are not known zero and open_out the output channels that are
+open and needed by somebody (`tvm_dynprune.nn.propagate`). A linear layer counts likewise. A gate
+costs ``open_in * G``: its mean runs before its 1x1 convolution. Everything else costs nothing.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from tvm_dynprune.nn.chains import called_module, trace
+from tvm_dynprune.nn.gates import LKAMGate, gates_of
+from tvm_dynprune.nn.propagate import (
+    Op,
+    State,
+    Step,
+    backward_states,
+    both,
+    classify,
+    forward_states,
+)
+
+
+@dataclass(frozen=True)
+class MacCount:
+    """MACs of a batch of N inputs.
+
+    Attributes
+    ----------
+    dense
+        By layer, for one input without gates; gates are not among them.
+    executed
+        By layer: int64 (N,), for each input; gates are among them as ``gates.<layer>``.
+    """
+
+    dense: dict[str, int]
+    executed: dict[str, Tensor]
+
+    @property
+    def dense_total(self) -> int:
+        """MACs of one input without gates."""
+        return sum(self.dense.values())
+
+    @property
+    def executed_total(self) -> Tensor:
+        """int64 (N,), MACs executed for each input."""
+        return torch.stack(list(self.executed.values())).sum(0)
+
+    @property
+    def mac_cut(self) -> float:
+        """1 - executed / dense, the mean over the inputs."""
+        return 1 - float(self.executed_total.double().mean()) / self.dense_total
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A node that costs MACs: ``cost`` for each pair of an input and an output channel."""
+
+    name: str
+    node: fx.Node
+    source: fx.Node
+    op: Op
+    in_channels: int
+    out_channels: int
+    cost: float
+
+
+@dataclass(frozen=True)
+class MacPlan:
+    """What MACs a network would execute under given decisions of its gates; see `plan_macs`."""
+
+    steps: list[Step]
+    layers: list[_Layer]
+    dense: dict[str, int]
+
+    @property
+    def dense_total(self) -> int:
+        """MACs of one input without gates."""
+        return sum(self.dense.values())
+
+    def executed(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the MACs of each layer and input under the gates' decisions.
+
+        Parameters
+        ----------
+        masks
+            By gate name: float (N, C_out), 1 for open, 0 for closed. Numbers between give the
+            expected MACs of independent gates, differentiable. float64 counts exactly.
+
+        Returns
+        -------
+        dict
+            By layer: (N,), or (1,) where the gates do not matter.
+        """
+        open_ = forward_states(self.steps, masks)
+        needed = backward_states(self.steps, open_)
+        totals: dict[str, Tensor] = {}
+        for layer in self.layers:
+            macs = _executed(layer, open_[layer.source], needed[layer.node])
+            totals[layer.name] = totals[layer.name] + macs if layer.name in totals else macs
+        return totals
+
+
+def plan_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> MacPlan:
+    """Analyse a network, with or without gates, for images of `input_shape` (C, H, W).
+
+    Raises
+    ------
+    ModelError
+        torch.fx cannot trace the model.
+    """
+    module = model if isinstance(model, fx.GraphModule) else fx.GraphModule(model, trace(model))
+    shapes = _shapes(module, input_shape)
+    modules = dict(module.named_modules(remove_duplicate=False))
+    steps = [_step(node, modules, shapes) for node in module.graph.nodes]
+    layers = [layer for step in steps for layer in _layer(step, modules, shapes)]
+    dense: dict[str, int] = {}
+    for layer in layers:
+        if layer.op is not Op.GATE:
+            dense[layer.name] = dense.get(layer.name, 0) + _dense(layer)
+    return MacPlan(steps, layers, dense)
+
+
+def count_macs(model: nn.Module, images: Tensor) -> MacCount:
+    """Count the MACs that a network executes for each of the images.
+
+    Parameters
+    ----------
+    model
+        A network, with or without gates. It is run once in evaluation mode, and left as it was.
+    images
+        float32 (N, C, H, W) in [0, 1].
+
+    Raises
+    ------
+    ModelError
+        torch.fx cannot trace the model.
+    """
+    plan = plan_macs(model, (images.shape[1], images.shape[2], images.shape[3]))
+    with evaluating(model), torch.no_grad(), recorded_masks(model) as masks:
+        model(images)
+    decisions = {name: (mask != 0).double() for name, mask in masks.items()}
+    executed = plan.executed(decisions)
+    whole = {name: macs.round().long().expand(len(images)) for name, macs in executed.items()}
+    return MacCount(plan.dense, whole)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for a block, then each module back as it was."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+
+
+@contextmanager
+def recorded_masks(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yield a dictionary that each forward pass in the block fills: gate name to mask (N, C)."""
+    masks: dict[str, Tensor] = {}
+
+    def record(name: str, mask: Tensor) -> None:
+        masks[name] = mask[:, :, 0, 0]
+
+    handles = [
+        gate.register_forward_hook(lambda _m, _x, mask, name=name: record(name, mask))
+        for name, gate in gates_of(model).items()
+    ]
+    try:
+        yield masks
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _ShapeRecorder(fx.Interpreter):
+    """Run a graph and keep the shape of every tensor."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[fx.Node, torch.Size] = {}
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401  (as in torch.fx)
+        result = super().run_node(n)
+        if isinstance(result, Tensor) and n.op != "output":
+            self.shapes[n] = result.shape
+        return result
+
+
+def _shapes(module: fx.GraphModule, input_shape: tuple[int, int, int]) -> dict[fx.Node, torch.Size]:
+    recorder = _ShapeRecorder(module)
+    example = next((p for p in module.parameters()), torch.empty(0))
+    with evaluating(module), torch.no_grad():
+        recorder.run(torch.zeros(1, *input_shape, device=example.device, dtype=example.dtype))
+    return recorder.shapes
+
+
+def _step(node: fx.Node, modules: dict[str, nn.Module], shapes: dict[fx.Node, torch.Size]) -> Step:
+    op = classify(node, modules, shapes)
+    inputs = tuple(node.all_input_nodes)
+    widths = tuple(_channels(shapes, source) for source in inputs)
+    module = called_module(node, modules)
+    has_no_bias = op is Op.DEPTHWISE and isinstance(module, nn.Conv2d) and module.bias is None
+    keeps_zeros = op is Op.ZERO_KEEPING or has_no_bias
+    return Step(node, op, inputs, widths, _channels(shapes, node), keeps_zeros)
+
+
+def _channels(shapes: dict[fx.Node, torch.Size], node: fx.Node) -> int:
+    return shapes[node][1] if node in shapes and len(shapes[node]) > 1 else 1
+
+
+def _layer(
+    step: Step, modules: dict[str, nn.Module], shapes: dict[fx.Node, torch.Size]
+) -> Iterator[_Layer]:
+    module, name = called_module(step.node, modules), str(step.node.target)
+    if isinstance(module, LKAMGate):
+        gate = (module.conv.in_channels, module.groups, 1.0)
+        yield _Layer(name, step.node, step.inputs[0], step.op, *gate)
+    elif isinstance(module, nn.Conv2d):
+        pixels = shapes[step.node][2:].numel()
+        kernel = module.kernel_size[0] * module.kernel_size[1]
+        cost = pixels * kernel / (1 if step.op is Op.DEPTHWISE else module.groups)
+        sizes = (module.in_channels, module.out_channels, cost)
+        yield _Layer(name, step.node, step.inputs[0], step.op, *sizes)
+    elif isinstance(module, nn.Linear):
+        rows = shapes[step.node][1:-1].numel()
+        sizes = (module.in_features, module.out_features, float(rows))
+        yield _Layer(name, step.node, step.inputs[0], step.op, *sizes)
+
+
+def _dense(layer: _Layer) -> int:
+    pairs = layer.in_channels * (1 if layer.op is Op.DEPTHWISE else layer.out_channels)
+    return round(pairs * layer.cost)
+
+
+def _executed(layer: _Layer, open_in: State, needed: State) -> Tensor:
+    """MACs (N,) of one layer, or (1,) if nothing about it depends on a gate."""
+    if layer.op is Op.DEPTHWISE:
+        return _count(both(open_in, needed), layer.in_channels) * layer.cost
+    if layer.op is Op.GATE:
+        return _count(open_in, layer.in_channels) * layer.out_channels
+    return _count(open_in, layer.in_channels) * _count(needed, layer.out_channels) * layer.cost
+
+
+def _count(state: State, channels: int) -> Tensor:
+    return torch.full((1,), channels, dtype=torch.float64) if state is None else state.sum(1)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each layer of a compiled network costs, in terms of its gates: data for the manifest.
+
+A layer of (C_in, C_out) channels executes ``open_in * open_out * macs_per_pair`` multiply-accumulates
+for one input, a depthwise layer ``open_out * macs_per_pair``. The open sets are JSON terms:
+``null`` for all channels, ``{"gate": i}``, ``{"any": [...]}``, ``{"all": [...]}`` and
+``{"concat": [[term, channels], ...]}``; `runtime.macs` evaluates them.
+"""
+
+import json
+
+from tvm import relax
+from tvm.relax import Var
+
+from tvm_dynprune.passes.annotate_open import OpenSets
+from tvm_dynprune.passes.channel_sets import ChannelSet, Concatenation, Mask, Union, without
+from tvm_dynprune.passes.composite import as_composite
+from tvm_dynprune.passes.dataflow import Functions, op_name, result_of, shape_of
+
+
+def layer_macs(func: relax.Function, functions: Functions) -> list[dict]:
+    """One entry per convolution of a function with composite calls, in order."""
+    sets = OpenSets(func, functions)
+    gates = _gate_index(func, sets)
+    layers = []
+    for binding in sets.flow.bindings:
+        composite = as_composite(functions, binding.value)
+        if composite is None or composite.kind not in ("conv2d", "depthwise_conv2d"):
+            if op_name(binding.value) == "nn.conv2d":
+                layers.append(_plain_layer(binding.var, binding.value))
+            continue
+        x, weight = composite.arguments["x"], shape_of(composite.arguments["weight"])
+        is_depthwise = composite.kind == "depthwise_conv2d"
+        source = without(sets.nonzero.get(x), sets.flow.descendants(binding.var))
+        layers.append(
+            {
+                "layer": composite.layer,
+                "channels_in": 1 if is_depthwise else weight[1],
+                "channels_out": weight[0],
+                "macs_per_pair": _pixels(binding.var) * weight[2] * weight[3],
+                "open_in": None if is_depthwise else _term(source, gates),
+                "open_out": _term(sets.computed[binding.var], gates),
+            }
+        )
+    return layers
+
+
+def _plain_layer(var: Var, call: relax.Call) -> dict:
+    weight = shape_of(call.args[1])
+    return {
+        "layer": var.name,
+        "channels_in": weight[1],
+        "channels_out": weight[0],
+        "macs_per_pair": _pixels(var) * weight[2] * weight[3],
+        "open_in": None,
+        "open_out": None,
+    }
+
+
+def _pixels(var: Var) -> int:
+    shape = shape_of(var)
+    return shape[2] * shape[3]
+
+
+def _gate_index(func: relax.Function, sets: OpenSets) -> dict[Var, int]:
+    """Multiplier → position of its gate among the function's outputs."""
+    result = result_of(func)
+    fields = list(result.fields) if isinstance(result, relax.Tuple) else [result]
+    index: dict[Var, int] = {}
+    for position, field in enumerate(fields[int(func.attrs["num_outputs"]) :]):
+        nonzero = sets.flow.value(sets.flow.value(field).args[0])
+        index.setdefault(nonzero.args[0], position)
+    return index
+
+
+def _term(item: ChannelSet | None, gates: dict[Var, int]) -> dict | None:
+    if item is None:
+        return None
+    if isinstance(item, Mask):
+        return {"gate": gates[item.var]} if item.var in gates else None
+    if isinstance(item, Concatenation):
+        return {"concat": [[_term(part, gates), size] for part, size in item.parts]}
+    parts = sorted((_term(part, gates) for part in item.parts), key=json.dumps)
+    if isinstance(item, Union):
+        return None if None in parts else {"any": parts}
+    return {"all": [part for part in parts if part is not None]} if any(parts) else None

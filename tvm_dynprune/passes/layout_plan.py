@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LayoutPlan: which tensors live in blocked layout, with what halo, and who must fill.
+
+A tensor is blocked if a kernel of ours produces it, or if it is computed elementwise, or by
+concatenation along the channels, from blocked tensors. Its halo is the largest padding of its
+readers. A producer *fills* its closed channels with zeros if a reader does not go by the same list.
+"""
+
+from tvm import relax
+from tvm.relax import Var
+
+from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.passes.composite import CompositeCall, as_composite
+from tvm_dynprune.passes.dataflow import Dataflow, Functions, op_name, operands, shape_of
+from tvm_dynprune.passes.fuse_kernels import activation_label
+
+
+class LayoutPlan:
+    """The layout decisions for one function with composite calls."""
+
+    def __init__(self, func: relax.Function, functions: Functions, lanes: int) -> None:
+        self.flow, self.lanes = Dataflow(func), lanes
+        self.composites: dict[Var, CompositeCall] = {}
+        self._leader: dict[Var, Var] = {}
+        self._filled: dict[Var, bool] = {}
+        self.blocked: set[Var] = set()
+        for binding in self.flow.bindings:
+            composite = as_composite(functions, binding.value)
+            if composite is not None:
+                self.composites[binding.var] = composite
+                self.blocked.add(binding.var)
+            elif self._stays_blocked(binding.value):
+                self.blocked.add(binding.var)
+                for operand in operands(binding.value):
+                    self._leader[self._lead(operand)] = self._lead(binding.var)
+        self._halo = self._halos()
+
+    def feature_map(self, var: Var) -> FeatureMap:
+        """The blocked layout of a tensor (N, C, H, W)."""
+        return FeatureMap(*shape_of(var), self.lanes, self._halo.get(self._lead(var), 0))
+
+    def fills(self, var: Var) -> bool:
+        """Whether what computes `var` must write zeros into the channels it leaves out."""
+        if var not in self._filled:
+            users = self.flow.users.get(var, [])
+            reads_all = any(not self._goes_by_list(var, user) for user in users)
+            self._filled[var] = var in self.flow.outputs or reads_all
+        return self._filled[var]
+
+    def _goes_by_list(self, var: Var, user: Var) -> bool:
+        """Whether `user` reads only channels of `var` that were computed."""
+        composite = self.composites.get(user)
+        if composite is None or composite.arguments.get("residual") is var:
+            return False
+        if str(composite.attribute("lowering")) != "indexed":
+            return False
+        if any(role != "x" and arg is var for role, arg in composite.arguments.items()):
+            return False
+        if composite.kind == "conv2d":
+            return "open_in" in composite.arguments
+        producer = self.composites.get(var)
+        own = None if producer is None else producer.arguments.get("open_out")
+        if own is None or not own.same_as(composite.arguments.get("open_out")):
+            return False
+        aligned = int(composite.attribute("open_unit")) % self.lanes == 0
+        return aligned or not self.fills(user)
+
+    def _stays_blocked(self, value: relax.Expr) -> bool:
+        name, variables = op_name(value), operands(value)
+        if not variables or not all(var in self.blocked for var in variables):
+            return False
+        if activation_label(value) is not None:
+            return True
+        if name == "add":
+            return len(value.args) == len(variables) and _same_shapes(variables)
+        if name == "concat" and int(value.attrs.axis) == 1:
+            return all(shape_of(var)[1] % self.lanes == 0 for var in variables)
+        return False
+
+    def _lead(self, var: Var) -> Var:
+        while var in self._leader and not self._leader[var].same_as(var):
+            var = self._leader[var]
+        return var
+
+    def _halos(self) -> dict[Var, int]:
+        halos: dict[Var, int] = {}
+        for composite in self.composites.values():
+            leader = self._lead(composite.arguments["x"])
+            halos[leader] = max(halos.get(leader, 0), _halo_of(composite))
+        return halos
+
+
+def _same_shapes(variables: list[Var]) -> bool:
+    return len({shape_of(var) for var in variables}) == 1
+
+
+def _halo_of(composite: CompositeCall) -> int:
+    """Pixels of zeros around its input that a kernel reads."""
+    if composite.kind in ("max_pool2d", "global_average"):
+        return 0
+    return max(int(pad) for pad in composite.operator.attrs.padding)

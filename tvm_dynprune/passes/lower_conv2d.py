@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three lowerings of a convolution; see `LowerKernels`.
+
+``dense``::
+
+    y = R.call_tir(conv2d, (x, w, b, mask))        # every channel, times the mask
+
+``indexed``::
+
+    y = R.call_tir(conv2d, (x, w, b, channels_in, count_in, list_out, count_out))
+
+``if``, one conditional per channel group, each writing its blocks of one tensor in place::
+
+    y0 = R.call_tir(conv2d_closed, ())             # zeros, or the residual
+    y1 = R.call_tir_inplace(conv2d, (x, w, b, y0), 3, tir_vars=(0,)) if open[0] else y0
+    y2 = R.call_tir_inplace(conv2d, (x, w, b, y1), 3, tir_vars=(1,)) if open[1] else y1
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import gcd
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tvm import relax
+from tvm.ir import Expr
+from tvm.relax import Var, op
+
+from tvm_dynprune.kernels.activation import Activation
+from tvm_dynprune.kernels.any_open import any_open
+from tvm_dynprune.kernels.conv2d import Conv2d, conv2d, conv2d_closed, pack_channels, pack_weight
+from tvm_dynprune.passes.composite import CompositeCall
+from tvm_dynprune.passes.dataflow import constant_of, shape_of
+
+if TYPE_CHECKING:
+    from tvm_dynprune.passes.lower_kernels import KernelEmitter
+
+
+def lower_conv2d(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Var:
+    """Emit one convolution; returns its result in blocked layout."""
+    lowering = str(composite.attribute("lowering"))
+    spec = _spec(emitter, var, composite)
+    if lowering == "indexed":
+        return _indexed(emitter, var, composite, spec)
+    if lowering == "if" and "open_out" in composite.arguments:
+        return _conditional(emitter, var, composite, spec)
+    return _call(emitter, composite, spec, [])
+
+
+def _spec(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Conv2d:
+    plan, attrs = emitter.plan, composite.operator.attrs
+    epilogue, arguments = composite.epilogue, composite.arguments
+    activations = {
+        place: parse_activation(step) for place, step in _activation_places(epilogue).items()
+    }
+    residual = arguments.get("residual")
+    return Conv2d(
+        x=plan.feature_map(arguments["x"]),
+        y=plan.feature_map(var),
+        kernel=shape_of(arguments["weight"])[2:],
+        stride=tuple(int(s) for s in attrs.strides),
+        pad=tuple(int(p) for p in attrs.padding)[:2],
+        dilation=tuple(int(d) for d in attrs.dilation),
+        bias="bias" in arguments,
+        before=activations.get("before"),
+        scale="scale" in arguments,
+        residual=None if residual is None else plan.feature_map(residual),
+        after=activations.get("after"),
+        registers=emitter.registers,
+    )
+
+
+def _activation_places(epilogue: list[str]) -> dict[str, str]:
+    """Activation steps, before the scale and residual or after them."""
+    places, seen_middle = {}, False
+    for step in epilogue:
+        if step in ("scale", "residual"):
+            seen_middle = True
+        elif step != "bias":
+            places["after" if seen_middle else "before"] = step
+    return places
+
+
+def parse_activation(step: str) -> Activation:
+    """The activation that an epilogue step names."""
+    if step == "relu":
+        return Activation(0.0, None)
+    _, low, high = step.split(":")
+    return Activation(float(low), float(high))
+
+
+def _indexed(emitter: KernelEmitter, var: Var, composite: CompositeCall, spec: Conv2d) -> Var:
+    lists, lanes = [], spec.y.lanes
+    if "open_in" in composite.arguments:
+        channels, _, count = emitter.lists(composite.arguments["open_in"])
+        lists += [channels, count]
+        spec = replace(spec, open_in=True)
+    if "open_out" in composite.arguments:
+        channels, blocks, count = emitter.lists(composite.arguments["open_out"])
+        unit = gcd(int(composite.attribute("open_unit")), lanes)
+        by_block = unit == lanes
+        lists += [blocks if by_block else channels, count]
+        fill = spec.residual is not None or emitter.plan.fills(var)
+        # Channels outside the list are not computed, so a mask of zeros and ones has done its work.
+        scale = spec.scale and not composite.attribute("binary_scale", 0)
+        visit = "blocks" if by_block else "gather"
+        spec = replace(spec, visit=visit, unit=unit, fill=fill, scale=scale)
+    return _call(emitter, composite, spec, lists)
+
+
+def _call(emitter: KernelEmitter, composite: CompositeCall, spec: Conv2d, lists: list[Var]) -> Var:
+    out = [relax.TensorType(spec.y.shape, "float32")]
+    arguments = [*_arguments(emitter, composite, spec), *lists]
+    return emitter.call(conv2d(spec), f"conv2d_{composite.layer}", arguments, out)
+
+
+def _arguments(emitter: KernelEmitter, composite: CompositeCall, spec: Conv2d) -> list[Expr]:
+    """The kernel's arguments up to the lists."""
+    given = composite.arguments
+    arguments = [
+        emitter.blocked(given["x"]),
+        relax.const(pack_weight(constant_of(given["weight"]), spec)),
+    ]
+    if spec.bias:
+        bias = np.broadcast_to(constant_of(given["bias"]).reshape(-1), (spec.y.channels,))
+        arguments.append(relax.const(pack_channels(bias, spec.y)))
+    if spec.scale:
+        arguments.append(emitter.plain(given["scale"]))
+    if spec.residual is not None:
+        arguments.append(emitter.blocked(given["residual"]))
+    return arguments
+
+
+def _conditional(emitter: KernelEmitter, var: Var, composite: CompositeCall, spec: Conv2d) -> Var:
+    builder, lanes = emitter.builder, spec.y.lanes
+    is_open = composite.arguments["open_out"]
+    unit = int(composite.attribute("open_unit"))
+    group_blocks = unit // lanes if unit % lanes == 0 else 1
+    # A branch computes a whole group for the whole batch; where only a part is open, the mask acts.
+    exact = unit % lanes == 0 and spec.y.batch == 1 and composite.attribute("binary_scale", 0)
+    spec = replace(spec, visit="group", group_blocks=group_blocks, scale=spec.scale and not exact)
+    groups = -(-spec.y.blocks // group_blocks)
+    kernel = any_open(spec.y.batch, spec.y.channels, group_blocks * lanes)
+    decided = emitter.call(
+        kernel, "any_open", [emitter.plain(is_open)], [relax.TensorType((groups,), "bool")]
+    )
+    out = relax.TensorType(spec.y.shape, "float32")
+    residual = [] if spec.residual is None else [emitter.blocked(composite.arguments["residual"])]
+    y = emitter.call(conv2d_closed(spec), "conv2d_closed", residual, [out])
+    global_var = builder.add_func(conv2d(spec), f"conv2d_{composite.layer}")
+    arguments = _arguments(emitter, composite, spec)
+    for group in range(groups):
+        condition = builder.emit(op.take(decided, relax.const(group, "int64"), axis=0))
+        branch = relax.call_tir_inplace(
+            global_var, [*arguments, y, relax.prim_value(group)], [len(arguments)], out
+        )
+        y = builder.emit(relax.If(condition, branch, y), var.name)
+    return y

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LowerKernels: composite calls become calls of TIR kernels on blocked tensors.
+
+Before::
+
+    y = conv1(x, w, b, mask, open)                 # Composite = "dynprune.conv2d"
+
+After (``indexed``; `lower_conv2d` shows the others)::
+
+    lists = R.call_tir(open_lists, (open,))        # channels, blocks, count
+    y = R.call_tir(conv2d, (x, w_packed, b_packed, lists[1], lists[2]))
+
+Tensors stay blocked between kernels (`LayoutPlan`); what is no composite runs as plain Relax, with
+conversions where the two meet. Weights are packed here, at compile time.
+Needs ChooseLowering before it; feeds TVM's own pipeline.
+"""
+
+from contextlib import nullcontext
+
+import tvm
+from tvm import relax
+from tvm.ir import Expr
+from tvm.relax import Var, op
+
+from tvm_dynprune.errors import NotLoweredError
+from tvm_dynprune.kernels.blocking import block_channels, unblock_channels
+from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.kernels.open_lists import open_lists
+from tvm_dynprune.passes.composite import is_composite
+from tvm_dynprune.passes.dataflow import Functions, operands, result_of, shape_of, substitute
+from tvm_dynprune.passes.layout_plan import LayoutPlan
+from tvm_dynprune.passes.lower_conv2d import lower_conv2d
+from tvm_dynprune.passes.lower_window import lower_global_average, lower_window
+
+
+@tvm.transform.module_pass(opt_level=0, name="LowerKernels")
+class LowerKernels:
+    """Lower every composite call.
+
+    Parameters
+    ----------
+    lanes
+        float32 lanes of a vector register of the target.
+    registers
+        Vector registers of the target.
+    """
+
+    def __init__(self, lanes: int, registers: int) -> None:
+        self.lanes, self.registers = lanes, registers
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        functions = dict(mod.functions_items())
+        if not any(is_composite(func) for func in functions.values()):
+            return mod
+        builder = relax.BlockBuilder()
+        for global_var, func in functions.items():
+            if isinstance(func, relax.Function) and "global_symbol" in (func.attrs or {}):
+                emitter = KernelEmitter(builder, func, functions, self.lanes, self.registers)
+                emitter.emit_function(global_var.name_hint)
+        lowered = builder.finalize()
+        _check_nothing_left(lowered)
+        return lowered.with_attrs(dict(mod.attrs)) if mod.attrs else lowered
+
+
+class KernelEmitter:
+    """Emits one function; the lowerings of single kernels call back into it."""
+
+    def __init__(
+        self,
+        builder: relax.BlockBuilder,
+        func: relax.Function,
+        functions: Functions,
+        lanes: int,
+        registers: int,
+    ) -> None:
+        self.builder, self.func, self.registers = builder, func, registers
+        self.plan = LayoutPlan(func, functions, lanes)
+        self._blocked: dict[Var, Var] = {}
+        self._plain: dict[Var, Expr] = {var: var for var in func.params}
+        self._lists: dict[Var, tuple[Var, Var, Var]] = {}
+
+    def emit_function(self, name: str) -> None:
+        """Emit the whole function under `name`."""
+        attributes = {k: v for k, v in self.func.attrs.items() if k != "global_symbol"}
+        # TVM forbids If inside a dataflow block.
+        conditional = any(
+            str(c.attribute("lowering")) == "if" and "open_out" in c.arguments
+            for c in self.plan.composites.values()
+        )
+        with self.builder.function(name, list(self.func.params), attributes):
+            with nullcontext() if conditional else self.builder.dataflow():
+                for binding in self.plan.flow.bindings:
+                    self._emit_binding(binding.var, binding.value)
+                result = result_of(self.func)
+                output = substitute(result, {v: self.plain(v) for v in operands(result)})
+                if not conditional:
+                    output = self.builder.emit_output(output)
+            self.builder.emit_func_output(output)
+
+    def _emit_binding(self, var: Var, value: Expr) -> None:
+        composite = self.plan.composites.get(var)
+        if composite is not None:
+            lower = {
+                "conv2d": lower_conv2d,
+                "global_average": lower_global_average,
+            }.get(composite.kind, lower_window)
+            self._blocked[var] = lower(self, var, composite)
+        elif var in self.plan.blocked:
+            mapping = {operand: self.blocked(operand) for operand in operands(value)}
+            self._blocked[var] = self.builder.emit(substitute(value, mapping), var.name)
+        elif not isinstance(value, Var | relax.Tuple) or var not in self.plan.flow.outputs:
+            mapping = {operand: self.plain(operand) for operand in operands(value)}
+            self._plain[var] = self.builder.emit(substitute(value, mapping), var.name)
+
+    def call(self, kernel: tvm.tirx.PrimFunc, name: str, arguments: list[Expr], out: list) -> Var:
+        """Emit a call of a kernel; `out` holds the types of the results."""
+        global_var = self.builder.add_func(kernel, name)
+        types = out[0] if len(out) == 1 else out
+        return self.builder.emit(relax.call_tir(global_var, arguments, types), name)
+
+    def blocked(self, var: Var) -> Var:
+        """The tensor in blocked layout."""
+        if var not in self._blocked:
+            size = self.plan.feature_map(var)
+            kernel = block_channels(size)
+            self._blocked[var] = self.call(
+                kernel, "block_channels", [self._plain[var]], [tensor(size)]
+            )
+        return self._blocked[var]
+
+    def plain(self, var: Var) -> Expr:
+        """The tensor in NCHW."""
+        if var not in self._plain:
+            self._plain[var] = self._unblock(var, self._blocked[var])
+        return self._plain[var]
+
+    def _unblock(self, var: Var, value: Var) -> Var:
+        size = self.plan.feature_map(var)
+        shape = shape_of(var)
+        if shape[2:] == (1, 1) and size.halo == 0:
+            # As plain operations these fuse with the gate that follows.
+            flat = op.reshape(value, (size.batch, size.blocks * size.lanes, 1, 1))
+            if size.channels % size.lanes == 0:
+                return self.builder.emit(flat)
+            flat = self.builder.emit(flat)
+            return self.builder.emit(op.strided_slice(flat, [1], [0], [size.channels]))
+        out = relax.TensorType(shape, "float32")
+        return self.call(unblock_channels(size), "unblock_channels", [value], [out])
+
+    def lists(self, is_open: Var) -> tuple[Var, Var, Var]:
+        """Channel list, block list and counts of a set (N, C) bool."""
+        if is_open not in self._lists:
+            batch, channels = shape_of(is_open)
+            blocks = -(-channels // self.plan.lanes)
+            out = [
+                relax.TensorType(shape, "int32")
+                for shape in ((batch, channels), (batch, blocks), (batch, 2))
+            ]
+            kernel = open_lists(batch, channels, self.plan.lanes)
+            result = self.call(kernel, "open_lists", [self.plain(is_open)], out)
+            items = [self.builder.emit(relax.TupleGetItem(result, i)) for i in range(3)]
+            self._lists[is_open] = (items[0], items[1], items[2])
+        return self._lists[is_open]
+
+
+def tensor(size: FeatureMap) -> relax.TensorType:
+    """The type of a blocked tensor."""
+    return relax.TensorType(size.shape, "float32")
+
+
+def _check_nothing_left(mod: tvm.IRModule) -> None:
+    left = [gv.name_hint for gv, func in mod.functions_items() if is_composite(func)]
+    if left:
+        raise NotLoweredError(f"not lowered: {', '.join(left)}; please report this network")

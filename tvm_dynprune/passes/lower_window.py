@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lowering of depthwise convolutions and poolings; see `LowerKernels`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tvm import relax
+from tvm.ir import Expr
+from tvm.relax import Var
+
+from tvm_dynprune.kernels.conv2d import pack_channels
+from tvm_dynprune.kernels.global_average import GlobalAverage, global_average
+from tvm_dynprune.kernels.window import Window, pack_depthwise_weight, window
+from tvm_dynprune.passes.composite import CompositeCall
+from tvm_dynprune.passes.dataflow import constant_of, shape_of
+from tvm_dynprune.passes.lower_conv2d import parse_activation
+
+if TYPE_CHECKING:
+    from tvm_dynprune.passes.lower_kernels import KernelEmitter
+
+_KINDS = {"depthwise_conv2d": "depthwise", "max_pool2d": "max", "avg_pool2d": "average"}
+
+
+def lower_window(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Var:
+    """Emit a depthwise convolution, max or average pooling; returns its blocked result."""
+    attrs, given, plan = composite.operator.attrs, composite.arguments, emitter.plan
+    is_depthwise = composite.kind == "depthwise_conv2d"
+    steps = [step for step in composite.epilogue if step not in ("bias", "scale")]
+    lists = _lists(emitter, composite)
+    spec = Window(
+        kind=_KINDS[composite.kind],
+        x=plan.feature_map(given["x"]),
+        y=plan.feature_map(var),
+        kernel=shape_of(given["weight"])[2:] if is_depthwise else _pair(attrs.pool_size),
+        stride=_pair(attrs.strides),
+        pad=_pair(attrs.padding),
+        dilation=_pair(attrs.dilation),
+        bias="bias" in given,
+        after=parse_activation(steps[0]) if steps else None,
+        scale="scale" in given and not _is_settled(composite, plan.lanes, lists),
+        count_padding=is_depthwise or bool(getattr(attrs, "count_include_pad", False)),
+        listed=bool(lists),
+        fill=plan.fills(var),
+        registers=emitter.registers,
+    )
+    arguments: list[Expr] = [emitter.blocked(given["x"])]
+    if is_depthwise:
+        packed = pack_depthwise_weight(constant_of(given["weight"]), spec)
+        arguments.append(relax.const(packed))
+    if spec.bias:
+        bias = np.broadcast_to(constant_of(given["bias"]).reshape(-1), (spec.y.channels,))
+        arguments.append(relax.const(pack_channels(bias, spec.y)))
+    if spec.scale:
+        arguments.append(emitter.plain(given["scale"]))
+    out = [relax.TensorType(spec.y.shape, "float32")]
+    name = f"{composite.kind}_{composite.layer}"
+    return emitter.call(window(spec), name, [*arguments, *lists], out)
+
+
+def lower_global_average(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Var:
+    """Emit a global average pooling; returns its blocked result."""
+    lists = _lists(emitter, composite)
+    spec = GlobalAverage(emitter.plan.feature_map(composite.arguments["x"]), listed=bool(lists))
+    out = [relax.TensorType(emitter.plan.feature_map(var).shape, "float32")]
+    arguments = [emitter.blocked(composite.arguments["x"]), *lists]
+    return emitter.call(global_average(spec), "global_average", arguments, out)
+
+
+def _lists(emitter: KernelEmitter, composite: CompositeCall) -> list[Expr]:
+    """Block list and counts, where the kernel goes by them."""
+    if str(composite.attribute("lowering")) != "indexed" or "open_out" not in composite.arguments:
+        return []
+    _, blocks, count = emitter.lists(composite.arguments["open_out"])
+    return [blocks, count]
+
+
+def _is_settled(composite: CompositeCall, lanes: int, lists: list[Expr]) -> bool:
+    """Whether going by the list has already done what the mask would do."""
+    aligned = int(composite.attribute("open_unit")) % lanes == 0
+    return bool(lists) and aligned and bool(composite.attribute("binary_scale", 0))
+
+
+def _pair(values: object) -> tuple[int, int]:
+    first, second = [int(value) for value in values][:2]  # type: ignore[attr-defined]
+    return first, second

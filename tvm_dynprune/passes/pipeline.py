@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiler's table of contents: which passes run, in which order, and why."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import tvm
+from tvm import relax
+
+from tvm_dynprune.passes.add_dense_twin import AddDenseTwin
+from tvm_dynprune.passes.annotate_open import AnnotateOpen
+from tvm_dynprune.passes.canonicalize_pooling import CanonicalizePooling
+from tvm_dynprune.passes.choose_lowering import ChooseLowering
+from tvm_dynprune.passes.expose_gates import ExposeGates
+from tvm_dynprune.passes.fold_batch_norm import FoldBatchNorm
+from tvm_dynprune.passes.fuse_kernels import FuseKernels
+from tvm_dynprune.passes.hoist_gate_pooling import HoistGatePooling
+from tvm_dynprune.passes.instruments import CheckWellFormed, Timer
+from tvm_dynprune.passes.linear_to_conv2d import LinearToConv2d
+from tvm_dynprune.passes.lower_kernels import LowerKernels
+from tvm_dynprune.soc import Soc
+
+
+def simplify_passes() -> list[tvm.transform.Pass]:
+    """Phase 1: few forms for the same thing."""
+    return [
+        relax.transform.FoldConstant(),  # reshaped biases become constants
+        FoldBatchNorm,
+        CanonicalizePooling,
+        HoistGatePooling,
+        LinearToConv2d,
+        relax.transform.EliminateCommonSubexpr(),  # gates that pool the same tensor pool it once
+    ]
+
+
+def recognise_passes(*, twin: bool) -> list[tvm.transform.Pass]:
+    """Phase 2: find the gates, and put each kernel's work into one function."""
+    add_twin = [AddDenseTwin()] if twin else []
+    return [*add_twin, ExposeGates(), FuseKernels()]
+
+
+def propagate_passes() -> list[tvm.transform.Pass]:
+    """Phase 3: which channels count, forward and backward."""
+    return [AnnotateOpen(), relax.transform.EliminateCommonSubexpr()]
+
+
+def lower_passes(
+    soc: Soc, lowering: str, open_products: Mapping[str, float] | None
+) -> list[tvm.transform.Pass]:
+    """Phases 4 and 5: choose a lowering per convolution, emit kernels."""
+    return [
+        ChooseLowering(lowering, open_products),
+        LowerKernels(soc.lanes, soc.vector_registers),
+    ]
+
+
+def build_passes() -> list[tvm.transform.Pass]:
+    """Phase 6: what TVM does with the rest, and the VM's own lowering."""
+    return [
+        relax.backend.DispatchSortScan(),
+        relax.transform.ConvertToDataflow(min_size=1),  # around an If there is no dataflow yet
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(),
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        PlanMemoryWithoutIf(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+
+
+@tvm.transform.module_pass(opt_level=0, name="PlanMemoryWithoutIf")
+class PlanMemoryWithoutIf:
+    """StaticPlanBlockMemory, but not for a module with an ``If``.
+
+    TVM's planner reuses storage that an ``If``'s branches still need (upstream issue 20191).
+    """
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        for _, func in mod.functions_items():
+            if isinstance(func, relax.Function) and _has_if(func):
+                return mod
+        return relax.transform.StaticPlanBlockMemory()(mod)
+
+
+def annotate(mod: tvm.IRModule, *, twin: bool = True) -> tvm.IRModule:
+    """Phases 1 to 3: from an imported network to composite calls with open sets.
+
+    Parameters
+    ----------
+    mod
+        What `from_onnx` or `from_exported` returned.
+    twin
+        Add the function ``dense``, the network without its gates.
+    """
+    passes = [*simplify_passes(), *recognise_passes(twin=twin), *propagate_passes()]
+    return tvm.transform.Sequential(passes)(mod)
+
+
+def lower(
+    mod: tvm.IRModule,
+    soc: Soc,
+    lowering: str = "auto",
+    open_products: Mapping[str, float] | None = None,
+) -> tvm.IRModule:
+    """Phases 4 and 5: from what `annotate` returned to calls of TIR kernels."""
+    with soc.tvm_target():
+        return tvm.transform.Sequential(lower_passes(soc, lowering, open_products))(mod)
+
+
+def optimize(mod: tvm.IRModule, soc: Soc, lowering: str = "auto") -> tvm.IRModule:
+    """All of our passes: from an imported network to calls of TIR kernels.
+
+    Parameters
+    ----------
+    mod
+        What `from_onnx` or `from_exported` returned.
+    soc
+        Where the network will run; see `load_soc`.
+    lowering
+        "auto", "dense", "if" or "indexed".
+
+    Raises
+    ------
+    NotLoweredError
+        A kernel was not lowered.
+    """
+    return lower(annotate(mod), soc, lowering)
+
+
+def build(mod: tvm.IRModule, soc: Soc) -> relax.VMExecutable:
+    """Compile what `optimize` returned for the SoC's target."""
+    target = soc.tvm_target()
+    with target:
+        mod = tvm.transform.Sequential(build_passes())(mod)
+        return relax.build(mod, target, relax_pipeline=tvm.transform.Sequential([]))
+
+
+def pass_context(
+    dump_ir: Path | None = None, timer: Timer | None = None
+) -> tvm.transform.PassContext:
+    """A context in which every pass is checked, and dumped or timed if asked for.
+
+    Parameters
+    ----------
+    dump_ir
+        If given, the module after each pass is written there as ``000_<pass>.py``.
+    timer
+        If given, it collects each pass's time.
+    """
+    instruments: list = [CheckWellFormed()]
+    if dump_ir is not None:
+        dump_ir.mkdir(parents=True, exist_ok=True)
+        instruments.append(tvm.ir.instrument.DumpIR(str(dump_ir)))
+    if timer is not None:
+        instruments.append(timer)
+    return tvm.transform.PassContext(opt_level=3, instruments=instruments)
+
+
+def _has_if(func: relax.Function) -> bool:
+    found = []
+    relax.analysis.post_order_visit(
+        func, lambda e: found.append(e) if isinstance(e, relax.If) else None
+    )
+    return bool(found)
