@@ -6,6 +6,7 @@ stands for the machine this runs on, and is found out when asked for.
 """
 
 import os
+import platform
 import re
 import sys
 from dataclasses import dataclass, fields
@@ -236,3 +237,22 @@ def count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def required_features(soc: Soc) -> list[str]:
+    """Return the instruction sets, as the kernel names them, that code for `soc` may use."""
+    from tvm.target import codegen
+
+    if not soc.target["mtriple"].startswith("x86_64"):
+        return []
+    available = codegen.llvm_get_cpu_features(soc.tvm_target())
+    return [feature for feature in X86_FEATURES if feature in available]
+
+
+def missing_here(target: dict[str, Any], features: list[str]) -> str:
+    """Return what this machine lacks to run code for `target`; empty if nothing."""
+    architecture = {"arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    wanted = target["mtriple"].split("-")[0]
+    if wanted != architecture:
+        return f"the architecture ({wanted}, here is {architecture})"
+    return ", ".join(hidden_x86_features(set(features), Path("/proc/cpuinfo")))

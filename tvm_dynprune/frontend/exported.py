@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch.export → Relax."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import tvm
 from tvm import relax
@@ -10,6 +13,8 @@ from tvm.relax.frontend.torch import from_exported_program
 
 from tvm_dynprune.errors import ModelError
 from tvm_dynprune.frontend.layers import bind_parameters
+
+CLASSES_FILE = "tvm_dynprune_classes.json"
 
 
 def from_exported(
@@ -42,13 +47,25 @@ def from_exported(
     return bind_batch(bind_parameters(mod, parameters), batch)
 
 
-def load_exported(path: Path, *, batch: int | None = None) -> tvm.IRModule:
-    """Read a ``.pt2`` file; see `from_exported`."""
+def load_exported(
+    path: Path, *, batch: int | None = None
+) -> tuple[tvm.IRModule, Callable[[np.ndarray], list[np.ndarray]], tuple[str, ...]]:
+    """Read a ``.pt2`` file: Relax module, reference (PyTorch), class names if stored."""
+    extra = {CLASSES_FILE: ""}
     try:
-        program = torch.export.load(path)
+        program = torch.export.load(path, extra_files=extra)
     except Exception as error:
         raise ModelError(f"{path}: not a torch.export file (.pt2)") from error
-    return from_exported(program, batch=batch)
+    module = program.module()
+
+    def reference(x: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            outputs = module(torch.from_numpy(x))
+        outputs = outputs if isinstance(outputs, tuple | list) else [outputs]
+        return [output.numpy() for output in outputs]
+
+    classes = tuple(json.loads(extra[CLASSES_FILE] or "[]"))
+    return from_exported(program, batch=batch), reference, classes
 
 
 def bind_batch(mod: tvm.IRModule, batch: int | None) -> tvm.IRModule:

@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX → Relax."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import tvm
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx as _import
 
 from tvm_dynprune.errors import ModelError
 from tvm_dynprune.frontend.layers import bind_parameters
+
+CLASSES_KEY = "tvm_dynprune.classes"
 
 
 def from_onnx(path: str | Path, *, batch: int | None = None) -> tvm.IRModule:
@@ -47,6 +53,21 @@ def from_onnx(path: str | Path, *, batch: int | None = None) -> tvm.IRModule:
     return bind_parameters(
         mod, {name: value.numpy() for name, value in zip(names, bound, strict=True)}
     )
+
+
+def load_onnx(
+    path: Path, *, batch: int | None = None
+) -> tuple[tvm.IRModule, Callable[[np.ndarray], list[np.ndarray]], tuple[str, ...]]:
+    """Read an ONNX file: Relax module, reference (ONNX's own evaluator), class names if stored."""
+    mod = from_onnx(path, batch=batch)
+    model = onnx.load(path)
+    evaluator = ReferenceEvaluator(model)
+
+    def reference(x: np.ndarray) -> list[np.ndarray]:
+        return [np.asarray(output) for output in evaluator.run(None, {evaluator.input_names[0]: x})]
+
+    stored = {item.key: item.value for item in model.metadata_props}
+    return mod, reference, tuple(json.loads(stored.get(CLASSES_KEY, "[]")))
 
 
 def _input_shape(path: Path, item: onnx.ValueInfoProto, batch: int | None) -> list[int]:

@@ -148,7 +148,7 @@ def _conditional(emitter: KernelEmitter, var: Var, composite: CompositeCall, spe
     out = relax.TensorType(spec.y.shape, "float32")
     residual = [] if spec.residual is None else [emitter.blocked(composite.arguments["residual"])]
     y = emitter.call(conv2d_closed(spec), "conv2d_closed", residual, [out])
-    global_var = builder.add_func(conv2d(spec), f"conv2d_{composite.layer}")
+    global_var = emitter.add(conv2d(spec), f"conv2d_{composite.layer}")
     arguments = _arguments(emitter, composite, spec)
     for group in range(groups):
         condition = builder.emit(op.take(decided, relax.const(group, "int64"), axis=0))

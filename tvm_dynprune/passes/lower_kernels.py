@@ -32,6 +32,8 @@ from tvm_dynprune.passes.layout_plan import LayoutPlan
 from tvm_dynprune.passes.lower_conv2d import lower_conv2d
 from tvm_dynprune.passes.lower_window import lower_global_average, lower_window
 
+OPAQUE = 8  # TVM's OpPatternKind
+
 
 @tvm.transform.module_pass(opt_level=0, name="LowerKernels")
 class LowerKernels:
@@ -114,9 +116,13 @@ class KernelEmitter:
 
     def call(self, kernel: tvm.tirx.PrimFunc, name: str, arguments: list[Expr], out: list) -> Var:
         """Emit a call of a kernel; `out` holds the types of the results."""
-        global_var = self.builder.add_func(kernel, name)
+        global_var = self.add(kernel, name)
         types = out[0] if len(out) == 1 else out
         return self.builder.emit(relax.call_tir(global_var, arguments, types), name)
+
+    def add(self, kernel: tvm.tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
+        """Add a kernel to the module; TVM must not fuse it with what stands around it."""
+        return self.builder.add_func(kernel.with_attr("op_pattern", OPAQUE), name)
 
     def blocked(self, var: Var) -> Var:
         """The tensor in blocked layout."""

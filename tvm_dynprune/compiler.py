@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a model file to an artifact: import, optimise, build, compare with the reference, write."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvm_dynprune.doctor import find_compiler
+from tvm_dynprune.errors import ModelError, NotLoweredError, ToolError, UnusableGateError
+from tvm_dynprune.files import refuse_existing, write_folder_atomic
+from tvm_dynprune.passes import pipeline
+from tvm_dynprune.passes.composite import is_composite
+from tvm_dynprune.passes.dataflow import Dataflow, shape_of
+from tvm_dynprune.passes.expose_gates import gate_infos
+from tvm_dynprune.passes.gates import find_gates
+from tvm_dynprune.passes.instruments import Timer
+from tvm_dynprune.passes.layer_macs import layer_macs
+from tvm_dynprune.runtime.artifact import (
+    LIBRARY,
+    REFERENCE,
+    Artifact,
+    Gate,
+    Manifest,
+    versions,
+    write_manifest,
+)
+from tvm_dynprune.runtime.macs import layer_pairs
+from tvm_dynprune.runtime.session import Session
+from tvm_dynprune.soc import Soc, required_features
+
+logger = logging.getLogger(__name__)
+
+REFERENCE_IMAGES = 4
+MISMATCH = 1e-3  # of the output's scale: beyond rounding, something is wrong
+
+
+@dataclass(frozen=True)
+class Model:
+    """An imported network and an independent way to compute its outputs.
+
+    `reference` takes (N, C, H, W) float32, for the batch that the module has, and returns the
+    outputs as the model's own framework computes them.
+    """
+
+    name: str
+    mod: tvm.IRModule
+    reference: Callable[[np.ndarray], list[np.ndarray]]
+    classes: tuple[str, ...] = ()
+
+
+def load_model(path: str | Path, *, batch: int | None = None) -> Model:
+    """Import a ``.onnx`` or ``.pt2`` file.
+
+    Raises
+    ------
+    ModelError
+        The file is neither, or cannot be imported.
+    ToolError
+        A ``.pt2`` file without PyTorch installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; compile takes a .onnx or .pt2 file")
+    if path.suffix == ".onnx":
+        from tvm_dynprune.frontend.onnx import load_onnx
+
+        return Model(path.stem, *load_onnx(path, batch=batch))
+    if path.suffix == ".pt2":
+        try:
+            from tvm_dynprune.frontend.exported import load_exported
+        except ImportError:
+            raise ToolError(
+                f"{path}: reading .pt2 needs PyTorch: pip install 'tvm-dynprune[train]', or "
+                "export the model to ONNX"
+            ) from None
+        return Model(path.stem, *load_exported(path, batch=batch))
+    raise ModelError(f"{path}: neither .onnx nor .pt2")
+
+
+def compile(
+    model: Model,
+    soc: Soc,
+    out: str | Path,
+    *,
+    lowering: str = "auto",
+    calibration: np.ndarray | None = None,
+    strict: bool = False,
+    force: bool = False,
+    dump_ir: Path | None = None,
+    timer: Timer | None = None,
+) -> Artifact:
+    """Compile a model into an artifact.
+
+    Parameters
+    ----------
+    model
+        What `load_model` returned.
+    soc
+        Where it will run.
+    out
+        Folder to write.
+    lowering
+        "auto", "dense", "if" or "indexed"; see `ChooseLowering`.
+    calibration
+        Images (N, C, H, W) float32 on which "auto" measures how much each layer's gates leave open.
+    strict
+        A multiplication that looks like a gate and cannot be used is an error.
+    force
+        Replace `out`.
+    dump_ir, timer
+        See `pipeline.pass_context`.
+
+    Raises
+    ------
+    UnusableGateError
+        Under `strict`; the message names the layer and the reason.
+    OutputExistsError
+        `out` exists and `force` is false.
+    ToolError
+        There is no C++ compiler to link the library with.
+    NotLoweredError
+        The compiled network does not compute what the reference does.
+    """
+    out = Path(out)
+    refuse_existing(out, force=force)
+    if find_compiler() is None:
+        raise ToolError("no C++ compiler to link the library with; `tvm-dynprune doctor` says more")
+    with pipeline.pass_context(dump_ir, timer):
+        simplified = tvm.transform.Sequential(pipeline.simplify_passes())(model.mod)
+        unused = _unused_gates(simplified, strict=strict)
+        annotated = pipeline.annotate(simplified)
+        open_products = None
+        if calibration is not None and lowering == "auto":
+            open_products = _open_products(model, annotated, soc, calibration)
+        lowered = pipeline.lower(annotated, soc, lowering, open_products)
+        executable = pipeline.build(lowered, soc)
+    choices = _choices(annotated, lowering, open_products)
+    manifest = _manifest(model, annotated, soc, lowering, choices, unused)
+    with write_folder_atomic(out, force=force) as folder:
+        _write(folder, executable, model, manifest)
+        manifest = _compared(folder, manifest)
+        write_manifest(folder, manifest)
+    return Artifact.load(out)
+
+
+def _unused_gates(mod: tvm.IRModule, *, strict: bool) -> dict[str, str]:
+    """Layer → why a multiplication that looks like its gate closes nothing."""
+    gates = find_gates(Dataflow(mod["main"]))
+    unused = {gate.layer: gate.reason for gate in gates if gate.reason is not None}
+    for layer, reason in unused.items():
+        if strict:
+            raise UnusableGateError(f"gate at {layer}: {reason} (an error because of --strict)")
+        logger.warning("gate at %s is not used: %s", layer, reason)
+    if not any(gate.reason is None for gate in gates):
+        logger.warning("no gates found: the network is compiled dense")
+    return unused
+
+
+def _open_products(
+    model: Model, annotated: tvm.IRModule, soc: Soc, images: np.ndarray
+) -> dict[str, float]:
+    """Layer → mean of open_in * open_out over `images`, as a fraction of all pairs."""
+    import tempfile
+
+    executable = pipeline.build(pipeline.lower(annotated, soc, "indexed"), soc)
+    manifest = _manifest(model, annotated, soc, "indexed", {}, {})
+    with tempfile.TemporaryDirectory() as name:
+        executable.export_library(str(Path(name) / LIBRARY))
+        session = Session(Artifact(Path(name), manifest))
+        session.run(images)
+    products = {}
+    for layer in manifest.layers:
+        pairs = layer_pairs(layer, session.open_channels, len(images))
+        products[layer["layer"]] = float(
+            pairs.mean() / (layer["channels_in"] * layer["channels_out"])
+        )
+    return products
+
+
+def _choices(
+    annotated: tvm.IRModule, lowering: str, open_products: dict[str, float] | None
+) -> dict[str, str]:
+    """Layer → lowering of the convolutions that a gate touches."""
+    chosen = pipeline.ChooseLowering(lowering, open_products)(annotated)
+    return {
+        str(func.attrs["layer"]): str(func.attrs["lowering"])
+        for _, func in chosen.functions_items()
+        if is_composite(func) and {"open_in", "open_out"} & {str(r) for r in func.attrs["roles"]}
+    }
+
+
+def _manifest(
+    model: Model,
+    annotated: tvm.IRModule,
+    soc: Soc,
+    lowering: str,
+    choices: dict[str, str],
+    unused: dict[str, str],
+) -> Manifest:
+    functions = dict(annotated.functions_items())
+    main, dense = annotated["main"], annotated["dense"]
+    infos = gate_infos(main)
+    names = _unique([info.layer for info in infos])
+    outputs = int(main.attrs["num_outputs"])
+    return Manifest(
+        network=model.name,
+        soc=soc.name,
+        target=dict(soc.target),
+        features=required_features(soc),
+        lowering=lowering,
+        input_shape=list(shape_of(main.params[0]) or ()),
+        output_shapes=[[int(s) for s in item.shape] for item in list(main.ret_ty.fields)[:outputs]],
+        classes=list(model.classes),
+        gates=[
+            Gate(name, info.channels, info.group_size, info.threshold, info.threshold_index)
+            for name, info in zip(names, infos, strict=True)
+        ],
+        layers=layer_macs(main, functions),
+        dense_layers=layer_macs(dense, functions),
+        lowerings=choices,
+        unused_gates=unused,
+        max_abs_error=None,
+        versions=versions(),
+    )
+
+
+def _unique(names: list[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return result
+
+
+def _write(folder: Path, executable: relax.VMExecutable, model: Model, manifest: Manifest) -> None:
+    executable.export_library(str(folder / LIBRARY))
+    shape = manifest.input_shape
+    batches = max(1, REFERENCE_IMAGES // shape[0])
+    images = np.random.default_rng(0).random((batches * shape[0], *shape[1:]), "float32")
+    pieces = [model.reference(piece) for piece in np.split(images, batches)]
+    outputs = [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+    arrays = {f"output_{i}": output for i, output in enumerate(outputs)}
+    np.savez(folder / REFERENCE, allow_pickle=False, input=images, **arrays)
+
+
+def _compared(folder: Path, manifest: Manifest) -> Manifest:
+    """The manifest with the error against the reference, which must be rounding only."""
+    from dataclasses import replace
+
+    result = Session(Artifact(folder, manifest)).self_test()
+    if not result.max_abs_error <= MISMATCH:
+        raise NotLoweredError(
+            f"{manifest.network}: compiled outputs differ from the reference by "
+            f"{result.max_abs_error:.1e} of their scale; please report this network"
+        )
+    return replace(manifest, max_abs_error=result.max_abs_error)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Artifact: the folder that is deployed.
+
+==================  ================================================================================
+``library.so``      the compiled network; functions ``main`` (gated) and ``dense`` (its twin)
+``manifest.json``   versions, target, signatures, gates, costs per layer, checksums
+``reference.npz``   a few inputs, and the outputs that the model's own framework computed for them
+==================  ================================================================================
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvm_dynprune.errors import ArtifactError
+from tvm_dynprune.files import sha256
+from tvm_dynprune.soc import missing_here
+
+FORMAT = 1
+LIBRARY, MANIFEST, REFERENCE = "library.so", "manifest.json", "reference.npz"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gate of a compiled network; `threshold` is None where there is none to change."""
+
+    layer: str
+    channels: int
+    group_size: int
+    threshold: float | None
+    threshold_index: int | None
+
+    @property
+    def groups(self) -> int:
+        """Number of channel groups."""
+        return self.channels // self.group_size
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known about an artifact without loading its library."""
+
+    network: str
+    soc: str
+    target: dict[str, Any]
+    features: list[str]
+    lowering: str
+    input_shape: list[int]
+    output_shapes: list[list[int]]
+    classes: list[str]
+    gates: list[Gate]
+    layers: list[dict[str, Any]]
+    dense_layers: list[dict[str, Any]]
+    lowerings: dict[str, str]
+    unused_gates: dict[str, str]
+    max_abs_error: float | None
+    versions: dict[str, str]
+    checksums: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified artifact on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Artifact":
+        """Read and verify an artifact.
+
+        Raises
+        ------
+        ArtifactError
+            It is none, is damaged, was built by another version of TVM, or for another CPU.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path)
+        _check_version(path, manifest)
+        _check_files(path, manifest)
+        missing = missing_here(manifest.target, manifest.features)
+        if missing:
+            raise ArtifactError(
+                f"{path}: built for {manifest.soc}, this machine lacks {missing}; compile it "
+                "with --soc host"
+            )
+        return cls(path, manifest)
+
+    def reference(self) -> dict[str, np.ndarray]:
+        """Arrays ``input`` and ``output_<i>``."""
+        with np.load(self.path / REFERENCE, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest with the checksums of the files beside it."""
+    table = asdict(manifest)
+    table["checksums"] = {name: sha256(folder / name) for name in (LIBRARY, REFERENCE)}
+    (folder / MANIFEST).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Versions that an artifact depends on."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("tvm-dynprune", "apache-tvm", "apache-tvm-ffi")}
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not (path / MANIFEST).is_file():
+        raise ArtifactError(
+            f"{path}: no artifact (no {MANIFEST}); `tvm-dynprune compile` makes one"
+        )
+    try:
+        table = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if table["format"] != FORMAT:
+            raise ArtifactError(
+                f"{path}: artifact format {table['format']}, this version reads {FORMAT}; compile "
+                "the model again"
+            )
+        table["gates"] = [Gate(**gate) for gate in table["gates"]]
+        return Manifest(**{item.name: table[item.name] for item in fields(Manifest)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{path / MANIFEST}: damaged ({type(error).__name__}: {error}); compile the model again"
+        ) from None
+
+
+def _check_version(path: Path, manifest: Manifest) -> None:
+    here = versions()["apache-tvm"]
+    built = manifest.versions.get("apache-tvm")
+    if built != here:
+        raise ArtifactError(
+            f"{path}: built with TVM {built}, here is {here}; compile the model again"
+        )
+
+
+def _check_files(path: Path, manifest: Manifest) -> None:
+    for name in (LIBRARY, REFERENCE):
+        if not (path / name).is_file():
+            raise ArtifactError(f"{path}: {name} is missing; compile the model again")
+        if sha256(path / name) != manifest.checksums.get(name):
+            raise ArtifactError(
+                f"{path / name}: its bytes have changed since it was compiled; compile again"
+            )

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Session: run an artifact on this machine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvm_dynprune.errors import DataError, UserError
+from tvm_dynprune.runtime.artifact import LIBRARY, Artifact
+from tvm_dynprune.runtime.macs import executed_macs
+
+TOLERANCE = 1e-4  # of the output's scale
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """Comparison of an artifact with its reference outputs."""
+
+    max_abs_error: float  # as a fraction of the outputs' largest absolute value
+
+    @property
+    def ok(self) -> bool:
+        """Whether the artifact computes what its model's own framework computed."""
+        return self.max_abs_error <= TOLERANCE
+
+
+class Session:
+    """Runs a compiled network and remembers what its gates decided.
+
+    Parameters
+    ----------
+    artifact
+        What to run.
+    threads
+        Worker threads; more than the machine has cores only slows down.
+    """
+
+    def __init__(self, artifact: Artifact, *, threads: int = 1) -> None:
+        self.artifact, self.manifest = artifact, artifact.manifest
+        tvm.get_global_func("runtime.config_threadpool")(1, threads)
+        library = tvm.runtime.load_module(str(artifact.path / LIBRARY))
+        self._vm = relax.VirtualMachine(library, tvm.cpu())
+        self._thresholds = self._default_thresholds()
+        self._open = [np.ones((0, gate.channels), bool) for gate in self.manifest.gates]
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Layer → threshold of its gate, for the gates that have one."""
+        return {
+            gate.layer: float(self._thresholds[gate.threshold_index])
+            for gate in self.manifest.gates
+            if gate.threshold_index is not None
+        }
+
+    def set_thresholds(self, thresholds: float | Mapping[str, float]) -> None:
+        """Change thresholds: one value for all gates, or a value per layer.
+
+        Raises
+        ------
+        UserError
+            No gate has that name, or it has no threshold.
+        """
+        known = self.thresholds
+        if not isinstance(thresholds, Mapping):
+            thresholds = dict.fromkeys(known, float(thresholds))
+        unknown = sorted(set(thresholds) - set(known))
+        if unknown:
+            names = ", ".join(known) or "none"
+            raise UserError(f"no threshold for {', '.join(unknown)}: gates with one are {names}")
+        for gate in self.manifest.gates:
+            if gate.layer in thresholds and gate.threshold_index is not None:
+                self._thresholds[gate.threshold_index] = thresholds[gate.layer]
+
+    def shift_thresholds(self, shift: float) -> None:
+        """Add `shift` to the thresholds that the network was exported with."""
+        self._thresholds = self._default_thresholds() + np.float32(shift)
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """Run the gated network.
+
+        Parameters
+        ----------
+        x
+            Images (N, C, H, W) float32, for any N.
+
+        Returns
+        -------
+        np.ndarray
+            The first output, for classifiers (N, classes) float32.
+
+        Raises
+        ------
+        DataError
+            `x` has another shape or dtype than the network takes.
+        """
+        return self.run_all(x)[0]
+
+    def run_all(self, x: np.ndarray) -> list[np.ndarray]:
+        """Run the gated network; every output. See `run`."""
+        return self._run("main", x)
+
+    def run_dense(self, x: np.ndarray) -> np.ndarray:
+        """Run the network without its gates; its first output."""
+        return self._run("dense", x)[0]
+
+    @property
+    def open_channels(self) -> list[np.ndarray]:
+        """What each gate decided in the last `run`: (N, C) bool."""
+        return self._open
+
+    @property
+    def open_groups(self) -> dict[str, np.ndarray]:
+        """Layer → (N, groups) bool: what its gate decided in the last `run`."""
+        return {
+            gate.layer: decided.reshape(len(decided), gate.groups, gate.group_size).any(axis=2)
+            for gate, decided in zip(self.manifest.gates, self._open, strict=True)
+        }
+
+    @property
+    def macs(self) -> np.ndarray:
+        """(N,) int64: multiply-accumulates that each input of the last `run` took."""
+        return executed_macs(self.manifest.layers, self._open)
+
+    def time_ms(self, x: np.ndarray, *, function: str = "main", repeat: int = 1) -> list[float]:
+        """Latency of one batch, measured around the compiled function, without Python's share.
+
+        Parameters
+        ----------
+        x
+            Exactly one batch.
+        function
+            "main" or "dense".
+        repeat
+            Number of measurements.
+        """
+        evaluator = self._vm.time_evaluator(function, tvm.cpu(), number=1, repeat=repeat)
+        result = evaluator(*self._arguments(function, self._checked(x)))
+        return [seconds * 1e3 for seconds in result.results]
+
+    def self_test(self) -> SelfTest:
+        """Run the reference inputs and compare with the reference outputs."""
+        reference = self.artifact.reference()
+        outputs = self.run_all(reference["input"])
+        error = 0.0
+        for i, output in enumerate(outputs):
+            wanted = reference[f"output_{i}"]
+            scale = max(float(np.abs(wanted).max()), 1e-12)
+            error = max(error, float(np.abs(output - wanted).max()) / scale)
+        return SelfTest(error)
+
+    def _default_thresholds(self) -> np.ndarray:
+        values: dict[int, float] = {}
+        for gate in self.manifest.gates:
+            if gate.threshold_index is not None and gate.threshold is not None:
+                values[gate.threshold_index] = gate.threshold
+        return np.array([values[i] for i in range(len(values))], "float32")
+
+    def _checked(self, x: np.ndarray) -> np.ndarray:
+        wanted = tuple(self.manifest.input_shape[1:])
+        if x.ndim != len(wanted) + 1 or x.shape[1:] != wanted or len(x) == 0:
+            raise DataError(
+                f"input of shape {x.shape}: {self.manifest.network} takes (N, {wanted})"
+            )
+        if x.dtype != np.float32:
+            raise DataError(f"input of dtype {x.dtype}: the network takes float32 in [0, 1]")
+        return np.ascontiguousarray(x)
+
+    def _arguments(self, function: str, x: np.ndarray) -> list[tvm.runtime.Tensor]:
+        arguments = [tvm.runtime.tensor(x)]
+        if function == "main" and len(self._thresholds):
+            arguments.append(tvm.runtime.tensor(self._thresholds))
+        return arguments
+
+    def _run(self, function: str, x: np.ndarray) -> list[np.ndarray]:
+        x = self._checked(x)
+        batch = self.manifest.input_shape[0]
+        pieces: list[list[np.ndarray]] = []
+        for start in range(0, len(x), batch):
+            piece = x[start : start + batch]
+            size = len(piece)
+            if size < batch:  # fill the last batch up with its last image
+                piece = np.concatenate([piece, np.repeat(piece[-1:], batch - size, axis=0)])
+            results = self._vm[function](*self._arguments(function, piece))
+            pieces.append([result.numpy()[:size] for result in results])
+        joined = [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+        outputs = len(self.manifest.output_shapes)
+        if function == "main":
+            self._open = [decided.astype(bool) for decided in joined[outputs:]]
+        return joined[:outputs]
