@@ -134,8 +134,11 @@ class _Builder:
             position = at[axis] * spec.stride[axis] + (i, j)[axis] * spec.dilation[axis]
             position = position - spec.pad[axis]
             if spec.kind == "max" and self._reaches_out(axis):
-                # Padding never wins a maximum: repeat the nearest pixel, which is in the window.
-                position = tirx.max(0, tirx.min(position, size - 1))
+                # Padding never wins a maximum: repeat the window's nearest pixel that is inside.
+                step = spec.dilation[axis]
+                first = tirx.min(tirx.floormod(position, step), size - 1)
+                last = size - 1 - tirx.floormod(size - 1 - position, step)
+                position = tirx.max(first, tirx.min(position, last))
             result.append(position + spec.x.halo)
         return result
 

@@ -14,7 +14,8 @@ After::
 
 The epilogue is bias, activation, scale, residual addition, activation, each optional, in this
 order. Needs FoldBatchNorm before it; feeds AnnotateOpen.
-Leaves a grouped convolution that is not depthwise, and steps after a result that others read.
+Leaves a grouped convolution that is not depthwise, an average pooling whose last window ends past
+the padding, and steps after a result that others read.
 """
 
 import tvm
@@ -49,6 +50,7 @@ class FuseKernels:
 class _Fuser:
     def __init__(self, func: relax.Function, functions: Functions) -> None:
         self.func, self.functions, self.flow = func, functions, Dataflow(func)
+        self.fused: set[Var] = set()
         self.taken = {gv.name_hint for gv in functions}
 
     def run(self) -> relax.Function:
@@ -58,6 +60,7 @@ class _Fuser:
             if chain is None:
                 continue
             kind, steps = chain
+            self.fused.update(var for var, _, _ in steps)
             values[steps[-1][0]] = self._composite(kind, binding.var, steps)
         return rebuild(self.func, values, result_of(self.func))
 
@@ -74,7 +77,8 @@ class _Fuser:
         stage = "convolution"
         while (user := self.flow.only_user(steps[-1][0])) is not None:
             step = self._step(kind, stage, steps[-1][0], user, var)
-            if step is None:
+            # Two convolutions may end in one addition; it is the first one's residual.
+            if step is None or user in self.fused:
                 break
             stage, label, argument = step
             steps.append((user, label, argument))
@@ -188,4 +192,17 @@ def _is_plain_pool(call: Call) -> bool:
     if op_name(call) == "mean":
         axes = call.attrs.axis
         return bool(call.attrs.keepdims) and axes is not None and [int(a) for a in axes] == [2, 3]
-    return call.attrs.layout == "NCHW"
+    return call.attrs.layout == "NCHW" and not _averages_past_padding(call)
+
+
+def _averages_past_padding(call: Call) -> bool:
+    """Whether a window of an average pooling ends outside the padded plane (``ceil_mode``)."""
+    if op_name(call) != "nn.avg_pool2d":
+        return False
+    pads = [int(pad) for pad in call.attrs.padding]
+    for axis in (0, 1):
+        last = (shape_of(call)[2 + axis] - 1) * int(call.attrs.strides[axis])
+        end = last + int(call.attrs.pool_size[axis])
+        if end > shape_of(call.args[0])[2 + axis] + pads[axis] + pads[2 + axis]:
+            return True
+    return False

@@ -50,11 +50,11 @@ class LayoutPlan:
     def _goes_by_list(self, var: Var, user: Var) -> bool:
         """Whether `user` reads only channels of `var` that were computed."""
         composite = self.composites.get(user)
-        if composite is None or composite.arguments.get("residual") is var:
+        if composite is None or _is(composite.arguments.get("residual"), var):
             return False
         if str(composite.attribute("lowering")) != "indexed":
             return False
-        if any(role != "x" and arg is var for role, arg in composite.arguments.items()):
+        if any(role != "x" and _is(arg, var) for role, arg in composite.arguments.items()):
             return False
         if composite.kind == "conv2d":
             return "open_in" in composite.arguments
@@ -99,3 +99,7 @@ def _halo_of(composite: CompositeCall) -> int:
     if composite.kind in ("max_pool2d", "global_average"):
         return 0
     return max(int(pad) for pad in composite.operator.attrs.padding)
+
+
+def _is(argument: relax.Expr | None, var: Var) -> bool:
+    return argument is not None and argument.same_as(var)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Session: run an artifact on this machine."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,7 +41,8 @@ class Session:
 
     def __init__(self, artifact: Artifact, *, threads: int = 1) -> None:
         self.artifact, self.manifest = artifact, artifact.manifest
-        tvm.get_global_func("runtime.config_threadpool")(1, threads)
+        # Read at every parallel loop; with one thread there is no pool in between.
+        os.environ["TVM_NUM_THREADS"] = str(threads)
         library = tvm.runtime.load_module(str(artifact.path / LIBRARY))
         self._vm = relax.VirtualMachine(library, tvm.cpu())
         self._thresholds = self._default_thresholds()

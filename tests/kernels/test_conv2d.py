@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.kernels.util import (
+    assert_close,
+    blocked,
+    compiled,
+    halo_of,
+    lists,
+    open_channels,
+    plain,
+    random,
+    unwritten,
+)
+from tvm_dynprune.kernels.activation import Activation
+from tvm_dynprune.kernels.conv2d import Conv2d, conv2d, conv2d_closed, pack_channels, pack_weight
+from tvm_dynprune.kernels.feature_map import FeatureMap
+
+RELU, RELU6 = Activation(0.0, None), Activation(0.0, 6.0)
+OPENNESS = ("open", "closed", "mixed")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One convolution; the defaults are a plain 3x3 one that visits every block."""
+
+    c_in: int = 8
+    c_out: int = 16
+    size: tuple[int, int] = (6, 7)
+    kernel: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    pad: tuple[int, int, int, int] = (1, 1, 1, 1)  # top, left, bottom, right
+    dilation: tuple[int, int] = (1, 1)
+    batch: int = 1
+    lanes: int = 8
+    bias: bool = True
+    before: Activation | None = None
+    scale: bool = False
+    residual: bool = False
+    after: Activation | None = None
+    open_in: bool = False
+    visit: str = "all"
+    unit: int = 1
+    group_blocks: int = 1
+    fill: bool = False
+    registers: int = 16
+    y_halo: int = 1
+
+    @property
+    def group(self) -> int:
+        """Neighbouring channels that open together."""
+        return {"gather": self.unit, "group": self.lanes * self.group_blocks}.get(
+            self.visit, self.lanes
+        )
+
+    @property
+    def spec(self) -> Conv2d:
+        (h, w), (kh, kw) = self.size, self.kernel
+        top, left, bottom, right = self.pad
+        height = (h + top + bottom - self.dilation[0] * (kh - 1) - 1) // self.stride[0] + 1
+        width = (w + left + right - self.dilation[1] * (kw - 1) - 1) // self.stride[1] + 1
+        y = FeatureMap(self.batch, self.c_out, height, width, self.lanes, self.y_halo)
+        return Conv2d(
+            x=FeatureMap(self.batch, self.c_in, h, w, self.lanes, max(self.pad)),
+            y=y,
+            kernel=self.kernel,
+            stride=self.stride,
+            pad=(top, left),
+            dilation=self.dilation,
+            bias=self.bias,
+            before=self.before,
+            scale=self.scale,
+            residual=FeatureMap(self.batch, self.c_out, height, width, self.lanes, 2)
+            if self.residual
+            else None,
+            after=self.after,
+            open_in=self.open_in,
+            visit=self.visit,
+            unit=self.unit,
+            group_blocks=self.group_blocks,
+            fill=self.fill,
+            registers=self.registers,
+        )
+
+
+class Convolution:
+    """A case's kernel, its random tensors and what PyTorch makes of them."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.spec = case, case.spec
+        self.kernel = compiled(conv2d(self.spec))
+        shape = (case.batch, case.c_out, self.spec.y.height, self.spec.y.width)
+        self.x = random(case.batch, case.c_in, *case.size)
+        self.weight = random(case.c_out, case.c_in, *case.kernel, seed=1)
+        self.bias = random(case.c_out, seed=2)
+        self.scale = random(case.batch, case.c_out, 1, 1, seed=3)
+        self.residual = random(*shape, seed=4)
+
+    def run(self, open_in: np.ndarray, open_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The whole blocked result and the (N, C, H, W) inside it."""
+        spec, case = self.spec, self.case
+        x = self.x.copy()
+        if case.open_in:
+            x[~open_in] = np.nan  # a closed channel may hold anything
+        arguments = [blocked(x, spec.x), pack_weight(self.weight, spec)]
+        arguments += [pack_channels(self.bias, spec.y)] if case.bias else []
+        arguments += [self.scale] if case.scale else []
+        arguments += [blocked(self.residual, spec.residual)] if spec.residual else []
+        if case.open_in:
+            channels, _, count = lists(open_in, case.lanes)
+            arguments += [channels, count]
+        if case.visit in ("blocks", "gather"):
+            channels, blocks, count = lists(open_out, case.lanes)
+            arguments += [blocks if case.visit == "blocks" else channels, count]
+        y = unwritten(spec.y)
+        if case.visit == "group":
+            for group in np.flatnonzero(open_out[0, :: case.group]):
+                self.kernel(*arguments, y, int(group))
+        else:
+            self.kernel(*arguments, y)
+        return y, plain(y, spec.y)
+
+    def expected(self, open_in: np.ndarray, open_out: np.ndarray) -> np.ndarray:
+        case = self.case
+        x = self.x * open_in[:, :, None, None] if case.open_in else self.x
+        top, left, bottom, right = case.pad
+        padded = F.pad(torch.from_numpy(x).double(), (left, right, top, bottom))
+        weight, bias = (torch.from_numpy(a).double() for a in (self.weight, self.bias))
+        y = F.conv2d(
+            padded, weight, bias if case.bias else None, case.stride, 0, case.dilation
+        ).numpy()
+        y = _activated(y, case.before)
+        y = y * self.scale if case.scale else y
+        y = y + self.residual if case.residual else y
+        y = _activated(y, case.after)
+        if case.visit != "all":
+            closed = np.full_like(y, np.nan)
+            if case.fill:
+                closed = _activated(self.residual, case.after) if case.residual else 0 * y
+            y = np.where(open_out[:, :, None, None], y, closed)
+        return y.astype("float32")
+
+
+def _activated(y: np.ndarray, activation: Activation | None) -> np.ndarray:
+    return y if activation is None else np.clip(y, activation.low, activation.high)
+
+
+def check(case: Case) -> None:
+    """Compare with PyTorch for all open, all closed and mixed lists, on either side."""
+    convolution = Convolution(case)
+    outs = OPENNESS if case.visit != "all" else ("open",)
+    ins = OPENNESS if case.open_in else ("open",)
+    for kind_in in ins:
+        for kind_out in outs:
+            open_in = open_channels(kind_in, case.batch, case.c_in, 1, seed=5)
+            open_out = open_channels(kind_out, case.batch, case.c_out, case.group)
+            y, actual = convolution.run(open_in, open_out)
+            assert_close(actual, convolution.expected(open_in, open_out))
+            _check_halo(case, y, actual)
+
+
+def _check_halo(case: Case, y: np.ndarray, actual: np.ndarray) -> None:
+    """The halo of every written block is zero."""
+    blocks = case.spec.y.blocks
+    padded = np.full((case.batch, blocks * case.lanes), True)
+    padded[:, : case.c_out] = np.isnan(actual).any((2, 3))
+    written = ~padded.reshape(case.batch, blocks, case.lanes).all(2)
+    halo = halo_of(y, case.spec.y)
+    assert (halo[written] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "pad"),
+    [
+        ((1, 1), (0, 0, 0, 0)),
+        ((3, 3), (1, 1, 1, 1)),
+        ((5, 5), (2, 2, 2, 2)),
+        ((7, 7), (3, 3, 3, 3)),
+        ((1, 3), (0, 1, 0, 1)),
+        ((5, 2), (2, 0, 2, 1)),
+        ((3, 3), (0, 1, 2, 0)),
+        ((2, 2), (0, 0, 1, 1)),
+    ],
+)
+def test_kernel_sizes_and_paddings(kernel, pad):
+    check(Case(kernel=kernel, pad=pad, open_in=True))
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (1, 2), (3, 1)])
+def test_strides(stride):
+    check(Case(stride=stride, size=(9, 8)))
+
+
+@pytest.mark.parametrize("dilation", [(2, 2), (1, 3)])
+def test_dilations(dilation):
+    check(Case(dilation=dilation, pad=(2, 3, 2, 3), size=(7, 9), stride=(2, 1)))
+
+
+@pytest.mark.parametrize(("c_in", "c_out"), [(3, 21), (1, 8), (30, 37), (21, 3)])
+@pytest.mark.parametrize("visit", ["all", "gather"])
+def test_channel_counts_that_are_no_multiple_of_the_lanes(c_in, c_out, visit):
+    check(Case(c_in=c_in, c_out=c_out, visit=visit, open_in=True, fill=visit == "gather"))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (2, 4), (3, 3), (1, 17), (17, 30)])
+def test_planes_from_one_pixel_to_several_tiles(size):
+    check(Case(size=size, visit="blocks", open_in=True))
+
+
+@pytest.mark.parametrize(
+    ("lanes", "registers", "visit"),
+    [(4, 32, "blocks"), (16, 32, "blocks"), (16, 32, "gather"), (4, 16, "gather")],
+)
+def test_lanes_of_other_machines(lanes, registers, visit):
+    check(Case(c_out=32, lanes=lanes, registers=registers, visit=visit, open_in=True))
+
+
+@pytest.mark.parametrize(
+    "epilogue",
+    [
+        {"bias": False},
+        {"before": RELU},
+        {"before": RELU6, "bias": False},
+        {"before": RELU, "scale": True},
+        {"residual": True},
+        {"residual": True, "after": RELU},
+        {"before": RELU6, "scale": True, "residual": True, "after": RELU6},
+        {"after": Activation(-1.0, None), "residual": True, "bias": False},
+    ],
+    ids=lambda e: "-".join(e),
+)
+@pytest.mark.parametrize("visit", ["blocks", "gather"])
+def test_epilogues(epilogue, visit):
+    # Without a list of its own the kernel has no closed channels; with one, they are filled.
+    check(Case(visit=visit, unit=2, fill=True, **epilogue))
+
+
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("unit", [1, 2, 4, 8])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_gather_units(unit, fill, batch):
+    check(Case(c_out=24, visit="gather", unit=unit, fill=fill, batch=batch, open_in=True))
+
+
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_blocks(fill, batch):
+    check(Case(c_out=32, visit="blocks", fill=fill, batch=batch, open_in=True))
+
+
+def test_a_padded_block_among_the_listed():
+    check(Case(c_out=21, visit="gather", unit=1, scale=True, fill=True, before=RELU))
+    check(Case(c_out=20, visit="all", scale=True, batch=3))
+
+
+@pytest.mark.parametrize("group_blocks", [1, 2])
+@pytest.mark.parametrize("scale", [False, True])
+def test_one_group_at_a_time(group_blocks, scale):
+    check(Case(c_out=32, visit="group", group_blocks=group_blocks, scale=scale, before=RELU))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_closed_result(residual):
+    case = Case(residual=residual, after=RELU, batch=3, c_out=13)
+    convolution, spec = Convolution(case), case.spec
+    y = unwritten(spec.y)
+    arguments = [blocked(convolution.residual, spec.residual)] if spec.residual else []
+    compiled(conv2d_closed(spec))(*arguments, y)
+    expected = np.maximum(convolution.residual, 0) if residual else 0 * convolution.residual
+    assert_close(plain(y, spec.y), expected)
+    assert (halo_of(y, spec.y) == 0).all()
+
+
+def test_a_list_changes_the_result_only_in_its_own_sample():
+    case = Case(c_out=16, visit="blocks", batch=3)
+    convolution = Convolution(case)
+    everything = np.ones((3, case.c_in), bool)
+    before = open_channels("open", 3, 16, 8)
+    after = before.copy()
+    after[1, 8:] = False
+    one, other = (convolution.run(everything, o)[1] for o in (before, after))
+    np.testing.assert_array_equal(one[[0, 2]], other[[0, 2]])
+    assert np.isnan(other[1, 8:]).all()
+
+
+def test_packed_weights_hold_each_weight_once_and_zeros():
+    case = Case(c_in=5, c_out=11)
+    weight = random(11, 5, 3, 3)
+    for visit in ("all", "gather"):
+        packed = pack_weight(weight, Case(c_in=5, c_out=11, visit=visit).spec)
+        assert packed.size == 16 * 5 * 9
+        assert sorted(packed[packed != 0]) == sorted(weight.reshape(-1))
+    np.testing.assert_array_equal(pack_channels(np.arange(11), case.spec.y)[11:], np.zeros(5))

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.kernels.util import (
+    assert_close,
+    blocked,
+    compiled,
+    halo_of,
+    lists,
+    open_channels,
+    plain,
+    random,
+    unwritten,
+)
+from tvm_dynprune.kernels.activation import Activation
+from tvm_dynprune.kernels.conv2d import pack_channels
+from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.kernels.window import Window, pack_depthwise_weight, window
+
+LANES = 8
+RELU6 = Activation(0.0, 6.0)
+
+
+def sizes(size, kernel, stride, pad, dilation=(1, 1), *, ceil=False):
+    """(H, W) of the result, as PyTorch counts it."""
+    result = []
+    for axis in (0, 1):
+        room = size[axis] + 2 * pad[axis] - dilation[axis] * (kernel[axis] - 1) - 1
+        count = (-(-room // stride[axis]) if ceil else room // stride[axis]) + 1
+        starts_inside = (count - 1) * stride[axis] < size[axis] + pad[axis]
+        result.append(count if starts_inside else count - 1)
+    return tuple(result)
+
+
+def spec_of(kind, *, kernel, stride, pad, size, channels=21, batch=1, ceil=False, **fields):
+    dilation = fields.get("dilation", (1, 1))
+    out = sizes(size, kernel, stride, pad, dilation, ceil=ceil)
+    # A pooling window that reaches past the plane reads zeros from the halo.
+    reach = [(out[a] - 1) * stride[a] + kernel[a] - pad[a] - size[a] for a in (0, 1)]
+    halo = 0 if kind == "max" else max(*pad, *reach, 0)
+    return Window(
+        kind,
+        FeatureMap(batch, channels, *size, LANES, halo),
+        FeatureMap(batch, channels, *out, LANES, 1),
+        kernel,
+        stride,
+        pad,
+        registers=16,
+        **fields,
+    )
+
+
+def check(spec: Window, reference, x: np.ndarray, extra=()) -> None:
+    """Compare with `reference`; under a list, for all open, all closed and mixed blocks."""
+    kernel = compiled(window(spec))
+    for kind in ("open", "closed", "mixed") if spec.listed else ("open",):
+        is_open = open_channels(kind, spec.y.batch, spec.y.channels, LANES)
+        given = np.where(is_open[:, :, None, None], x, np.nan) if spec.listed else x
+        arguments = [blocked(given.astype("float32"), spec.x), *extra]
+        if spec.listed:
+            arguments += lists(is_open, LANES)[1:]
+        y = unwritten(spec.y)
+        kernel(*arguments, y)
+        closed = 0.0 if spec.fill else np.nan
+        expected = np.where(is_open[:, :, None, None], reference, closed)
+        assert_close(plain(y, spec.y), expected.astype("float32"))
+        written = lists(is_open, LANES)[2][:, 1].sum()
+        halo = halo_of(y, spec.y)
+        assert (~np.isnan(halo).any(2)).sum() == (halo.shape[0] * halo.shape[1] if spec.fill else written)
+        assert not halo[~np.isnan(halo)].any()
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pad", "dilation"),
+    [
+        ((3, 3), (1, 1), (1, 1), (1, 1)),
+        ((5, 5), (2, 2), (2, 2), (1, 1)),
+        ((3, 1), (1, 2), (1, 0), (1, 1)),
+        ((3, 3), (1, 1), (2, 2), (2, 2)),
+    ],
+)
+def test_depthwise(kernel, stride, pad, dilation, listed):
+    spec = spec_of(
+        "depthwise", kernel=kernel, stride=stride, pad=pad, size=(9, 7), dilation=dilation,
+        bias=True, after=RELU6, listed=listed, fill=True,
+    )  # fmt: skip
+    x, weight, bias = random(1, 21, 9, 7), random(21, 1, *kernel, seed=1), random(21, seed=2)
+    reference = F.conv2d(
+        *map(torch.from_numpy, (x, weight, bias)), stride, pad, dilation, groups=21
+    ).clamp(0, 6)
+    extra = [pack_depthwise_weight(weight, spec), pack_channels(bias, spec.y)]
+    check(spec, reference.numpy(), x, extra)
+
+
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_depthwise_with_a_scale(batch, fill):
+    spec = spec_of(
+        "depthwise", kernel=(3, 3), stride=(1, 1), pad=(1, 1), size=(4, 5), batch=batch,
+        scale=True, listed=True, fill=fill,
+    )  # fmt: skip
+    x, weight, scale = random(batch, 21, 4, 5), random(21, 1, 3, 3), random(batch, 21, 1, 1)
+    reference = F.conv2d(torch.from_numpy(x), torch.from_numpy(weight), None, 1, 1, groups=21)
+    check(spec, reference.numpy() * scale, x, [pack_depthwise_weight(weight, spec), scale])
+
+
+POOLS = [
+    ((2, 2), (2, 2), (0, 0), False),
+    ((3, 3), (2, 2), (1, 1), False),
+    ((3, 2), (1, 2), (1, 0), False),
+    ((3, 3), (2, 2), (0, 0), True),
+    ((3, 3), (3, 3), (1, 1), True),
+    ((2, 2), (2, 2), (0, 0), True),
+]
+
+
+@pytest.mark.parametrize("size", [(9, 7), (8, 8)])
+@pytest.mark.parametrize(("kernel", "stride", "pad", "ceil"), POOLS)
+def test_max_pooling(kernel, stride, pad, ceil, size):
+    spec = spec_of("max", kernel=kernel, stride=stride, pad=pad, size=size, ceil=ceil)
+    x = random(1, 21, *size) - 5  # below zero, so that a zero of the padding would win
+    reference = F.max_pool2d(torch.from_numpy(x), kernel, stride, pad, ceil_mode=ceil)
+    check(spec, reference.numpy(), x)
+
+
+@pytest.mark.parametrize(("kernel", "pad"), [((2, 2), (1, 1)), ((3, 3), (1, 1))])
+def test_dilated_max_pooling(kernel, pad):
+    spec = spec_of("max", kernel=kernel, stride=(1, 1), pad=pad, size=(6, 7), dilation=(2, 2))
+    x = random(1, 21, 6, 7) - 5
+    reference = F.max_pool2d(torch.from_numpy(x), kernel, (1, 1), pad, (2, 2))
+    check(spec, reference.numpy(), x)
+
+
+@pytest.mark.parametrize("count_padding", [True, False])
+@pytest.mark.parametrize(("kernel", "stride", "pad", "ceil"), POOLS)
+def test_average_pooling(kernel, stride, pad, ceil, count_padding):
+    if ceil and count_padding:
+        pytest.skip("PyTorch divides by the part of the window inside; no front end asks for it")
+    spec = spec_of(
+        "average", kernel=kernel, stride=stride, pad=pad, size=(9, 8), ceil=ceil,
+        count_padding=count_padding,
+    )  # fmt: skip
+    x = random(1, 21, 9, 8)
+    reference = F.avg_pool2d(
+        torch.from_numpy(x), kernel, stride, pad, ceil_mode=ceil, count_include_pad=count_padding
+    )
+    check(spec, reference.numpy(), x)
+
+
+@pytest.mark.parametrize("kind", ["max", "average"])
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_pooling_of_listed_blocks(kind, fill, batch):
+    spec = spec_of(
+        kind, kernel=(2, 2), stride=(2, 2), pad=(0, 0), size=(6, 4), batch=batch, listed=True,
+        fill=fill,
+    )  # fmt: skip
+    x = random(batch, 21, 6, 4)
+    pool = F.max_pool2d if kind == "max" else F.avg_pool2d
+    check(spec, pool(torch.from_numpy(x), 2).numpy(), x)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel tests share: compile one kernel, blocked tensors, lists of open channels."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import tvm
+from tvm import tirx
+
+from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.soc import load_soc
+
+TOLERANCE = 1e-5  # of the reference's largest magnitude
+
+
+@lru_cache
+def host_target() -> tvm.target.Target:
+    return load_soc("host").tvm_target()
+
+
+def compiled(kernel: tirx.PrimFunc) -> Callable:
+    """The kernel as a function of numpy arrays and integers; it writes the last array."""
+    module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
+    main = tvm.compile(module, target=host_target())["main"]
+
+    def call(*arguments):
+        tensors = [tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        main(*tensors)
+        for array, tensor in zip(arguments, tensors, strict=True):
+            if isinstance(array, np.ndarray):
+                array[...] = tensor.numpy()
+
+    return call
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype("float32")
+
+
+def blocked(plain: np.ndarray, size: FeatureMap) -> np.ndarray:
+    """NCHW as the kernels want it: the halo zero, the lanes past C anything (here NaN)."""
+    n, c, h, w = plain.shape
+    padded = np.full((n, size.blocks * size.lanes, h, w), np.nan, "float32")
+    padded[:, :c] = plain
+    result = np.zeros(size.shape, "float32")
+    inner = padded.reshape(n, size.blocks, size.lanes, h, w).transpose(0, 1, 3, 4, 2)
+    result[:, :, size.halo : size.halo + h, size.halo : size.halo + w] = inner
+    return result
+
+
+def plain(blocked: np.ndarray, size: FeatureMap) -> np.ndarray:
+    """The (N, C, H, W) inside a blocked tensor."""
+    rows = slice(size.halo, size.halo + size.height)
+    columns = slice(size.halo, size.halo + size.width)
+    inner = blocked[:, :, rows, columns].transpose(0, 1, 4, 2, 3)
+    shape = (size.batch, size.blocks * size.lanes, size.height, size.width)
+    return np.ascontiguousarray(inner).reshape(shape)[:, : size.channels]
+
+
+def halo_of(blocked: np.ndarray, size: FeatureMap) -> np.ndarray:
+    """Every element of the halo, (N, blocks, elements)."""
+    border = np.ones(size.shape[2:4], bool)
+    border[size.halo : size.halo + size.height, size.halo : size.halo + size.width] = False
+    return blocked[:, :, border].reshape(size.batch, size.blocks, -1)
+
+
+def unwritten(size: FeatureMap) -> np.ndarray:
+    """A blocked tensor in which nothing has been written: NaN."""
+    return np.full(size.shape, np.nan, "float32")
+
+
+def lists(is_open: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(channels, blocks, counts) of (N, C) bool, written down again without the kernel."""
+    n, c = is_open.shape
+    blocks = -(-c // lanes)
+    by_block = np.pad(is_open, ((0, 0), (0, blocks * lanes - c))).reshape(n, blocks, lanes).any(2)
+    order = [np.argsort(~keep, axis=1, kind="stable").astype("int32") for keep in (is_open, by_block)]
+    counts = np.stack([is_open.sum(1), by_block.sum(1)], axis=1).astype("int32")
+    return order[0], order[1], counts
+
+
+def open_channels(kind: str, n: int, c: int, group: int, *, seed: int = 1) -> np.ndarray:
+    """(N, C) bool: "open", "closed" or "mixed" by groups, the mixed ones other for each sample."""
+    groups = -(-c // group)
+    if kind == "mixed":
+        decided = np.random.default_rng((seed, n, c, group)).random((n, groups)) < 0.5
+        decided[0, 0], decided[0, -1] = (True, False) if groups > 1 else (True, True)
+    else:
+        decided = np.full((n, groups), kind == "open")
+    return decided.repeat(group, axis=1)[:, :c]
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float = TOLERANCE) -> None:
+    """Equal up to `tolerance` of the expected values' scale, NaN exactly where expected."""
+    assert actual.shape == expected.shape
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
+    if np.isnan(expected).all():
+        return
+    scale = max(1.0, float(np.nanmax(np.abs(expected))))
+    assert float(np.nanmax(np.abs(actual - expected))) <= tolerance * scale
