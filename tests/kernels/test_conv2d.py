@@ -236,7 +236,6 @@ def test_lanes_of_other_machines(lanes, registers, visit):
 )
 @pytest.mark.parametrize("visit", ["blocks", "gather"])
 def test_epilogues(epilogue, visit):
-    # Without a list of its own the kernel has no closed channels; with one, they are filled.
     check(Case(visit=visit, unit=2, fill=True, **epilogue))
 
 

@@ -32,5 +32,7 @@ def test_listed_blocks_only_and_zero_elsewhere(kind):
     is_open = open_channels(kind, 3, 21, LANES)[:, :, None, None]
     x, y = random(3, 21, 4, 5), unwritten(spec.y)
     given = np.where(is_open, x, np.float32(np.nan))
-    compiled(global_average(spec))(blocked(given, spec.x), *lists(is_open[:, :, 0, 0], LANES)[1:], y)
+    compiled(global_average(spec))(
+        blocked(given, spec.x), *lists(is_open[:, :, 0, 0], LANES)[1:], y
+    )
     assert_close(plain(y, spec.y), x.mean((2, 3), keepdims=True) * is_open)

@@ -75,7 +75,9 @@ def lists(is_open: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray, np.n
     n, c = is_open.shape
     blocks = -(-c // lanes)
     by_block = np.pad(is_open, ((0, 0), (0, blocks * lanes - c))).reshape(n, blocks, lanes).any(2)
-    order = [np.argsort(~keep, axis=1, kind="stable").astype("int32") for keep in (is_open, by_block)]
+    order = [
+        np.argsort(~keep, axis=1, kind="stable").astype("int32") for keep in (is_open, by_block)
+    ]
     counts = np.stack([is_open.sum(1), by_block.sum(1)], axis=1).astype("int32")
     return order[0], order[1], counts
 

@@ -16,8 +16,7 @@ Output channels are visited in one of four ways (`Conv2d.visit`):
 ==========  ========================================================================================
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +26,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
+from tvm_dynprune.kernels.reduction import Reduction, Step
 from tvm_dynprune.kernels.tiling import Tile, tiles
 
 
@@ -49,7 +49,8 @@ class Conv2d:
     scale: bool = False
     residual: FeatureMap | None = None
     after: Activation | None = None
-    open_in: bool = False  # walk a list of input channels
+    open_in: bool = False  # walk a list of input channels, or of blocks of them
+    unit_in: int = 1  # neighbouring input channels that open together
     visit: str = "all"
     unit: int = 1  # gather: neighbouring channels that open together, a divisor of the lanes
     group_blocks: int = 1  # group: blocks per channel group
@@ -57,19 +58,10 @@ class Conv2d:
     registers: int = 32
 
     @property
-    def channel_outer(self) -> bool:
-        """Whether the loop over input channels stands outside those over the kernel's window.
-
-        Inside, its dynamic bound keeps LLVM from unrolling the window, which would spill the
-        accumulators. Planes of a few pixels have few accumulators and are bound by reading the
-        weights: there the weights of one channel stay together, so that skipping leaves long runs.
-        """
-        return self.y.height * self.y.width <= 8
-
-    @property
-    def weight_axes(self) -> tuple[int, int, int]:
-        """Order of (C_in, KH, KW) in the packed weights, as axes of that triple."""
-        return (0, 1, 2) if self.channel_outer else (1, 2, 0)
+    def reduction(self) -> Reduction:
+        """The loops over input channels and window."""
+        pixels = self.y.height * self.y.width
+        return Reduction(self.x, self.kernel, pixels, self.open_in, self.unit_in)
 
 
 def pack_weight(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
@@ -79,9 +71,9 @@ def pack_weight(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
     padded = np.zeros((spec.y.blocks * lanes, c_in, kh, kw), "float32")
     padded[:c_out] = weight
     if spec.visit == "gather":
-        return np.ascontiguousarray(padded.transpose(*(1 + a for a in spec.weight_axes), 0))
+        return np.ascontiguousarray(np.moveaxis(spec.reduction.pack(padded), 0, -1))
     blocked = padded.reshape(spec.y.blocks, lanes, c_in, kh, kw)
-    return np.ascontiguousarray(blocked.transpose(0, *(2 + a for a in spec.weight_axes), 1))
+    return np.ascontiguousarray(np.moveaxis(spec.reduction.pack(blocked), 1, -1))
 
 
 def pack_channels(values: np.ndarray, size: FeatureMap) -> np.ndarray:
@@ -93,7 +85,7 @@ def conv2d(spec: Conv2d) -> tirx.PrimFunc:
     """Build the kernel.
 
     Parameters of the kernel, in order, those in brackets as `spec` says: x, weight, [bias
-    (blocks * lanes,)], [scale (N, C_out, 1, 1)], [residual], [channels_in (N, C_in) int32,
+    (blocks * lanes,)], [scale (N, C_out, 1, 1)], [residual], [list_in (N, C_in or blocks) int32,
     count_in (N, 2) int32], [list_out (N, blocks or C_out) int32, count_out (N, 2) int32], y,
     [group int64]. The lists are those of `open_lists`.
     """
@@ -128,8 +120,8 @@ class _Builder:
 
     def _declare(self) -> None:
         spec, y = self.spec, self.spec.y
-        (kh, kw), c_in, padded = spec.kernel, spec.x.channels, y.blocks * self.lanes
-        inner = tuple((c_in, kh, kw)[axis] for axis in spec.weight_axes)
+        padded = y.blocks * self.lanes
+        inner = spec.reduction.weight_shape
         self.x = spec.x.argument("x")
         shape = (*inner, padded) if spec.visit == "gather" else (y.blocks, *inner, self.lanes)
         self.weight = T.arg("weight", T.buffer(shape, "float32"))
@@ -140,7 +132,8 @@ class _Builder:
         if spec.residual is not None:
             self.residual = spec.residual.argument("residual")
         if spec.open_in:
-            self.channels_in = T.arg("channels_in", T.buffer((y.batch, c_in), "int32"))
+            length = spec.reduction.list_length
+            self.list_in = T.arg("list_in", T.buffer((y.batch, length), "int32"))
             self.count_in = T.arg("count_in", T.buffer((y.batch, 2), "int32"))
         if spec.visit in ("blocks", "gather"):
             length = y.blocks if spec.visit == "blocks" else y.channels
@@ -172,8 +165,8 @@ class _Builder:
         """One vector of neighbouring output channels, all pixels."""
         spec = self.spec
 
-        def weight(c, kh, kw, v):
-            return self.weight[(block, *self._ordered(c, kh, kw), v)]
+        def weight(step: Step, v):
+            return self.weight[(block, *step.weight, v)]
 
         def finish(acc, t, row, column) -> None:
             with T.vectorized(0, self.lanes) as v:
@@ -223,40 +216,24 @@ class _Builder:
         acc = T.alloc_buffer((tile.height * tile.width, self.lanes), "float32", scope="local")
         with T.unroll(0, tile.height * tile.width) as t:
             start(acc, t)
-        with self._reduction(n) as (c, i, j):
+        with self._loops(n) as step:
             for t in range(tile.height * tile.width):
-                x = self._input(n, c, row + t // tile.width, column + t % tile.width, i, j)
+                x = self._input(n, step, row + t // tile.width, column + t % tile.width)
                 with T.vectorized(0, self.lanes) as v:
-                    T.buffer_store(acc, acc[t, v] + x * weight(c, i, j, v), [t, v])
+                    T.buffer_store(acc, acc[t, v] + x * weight(step, v), [t, v])
         for t in range(tile.height * tile.width):
             finish(acc, t, row + t // tile.width, column + t % tile.width)
 
-    @contextmanager
-    def _reduction(self, n) -> Iterator[tuple]:
-        """Loops over the open input channels and the window; yields (c, kh, kw)."""
-        if self.spec.channel_outer:
-            with self._open_channel(n) as c, T.grid(*self.spec.kernel) as (i, j):
-                yield c, i, j
-        else:
-            with T.grid(*self.spec.kernel) as (i, j), self._open_channel(n) as c:
-                yield c, i, j
+    def _loops(self, n) -> AbstractContextManager[Step]:
+        if self.spec.open_in:
+            return self.spec.reduction.loops(n, self.list_in, self.count_in)
+        return self.spec.reduction.loops(n, None, None)
 
-    @contextmanager
-    def _open_channel(self, n) -> Iterator:
-        open_in = self.spec.open_in
-        with T.serial(0, self.count_in[n, 0] if open_in else self.spec.x.channels) as position:
-            yield self.channels_in[n, position] if open_in else position
-
-    def _ordered(self, c, kh, kw) -> tuple:
-        """Index into the packed weights, but for the output channel."""
-        return tuple((c, kh, kw)[axis] for axis in self.spec.weight_axes)
-
-    def _input(self, n, c, row, column, i, j):
+    def _input(self, n, step: Step, row, column):
         spec = self.spec
-        h = row * spec.stride[0] + i * spec.dilation[0] + (spec.x.halo - spec.pad[0])
-        w = column * spec.stride[1] + j * spec.dilation[1] + (spec.x.halo - spec.pad[1])
-        lanes = spec.x.lanes
-        return self.x[n, tirx.floordiv(c, lanes), h, w, tirx.floormod(c, lanes)]
+        h = row * spec.stride[0] + step.kh * spec.dilation[0] + (spec.x.halo - spec.pad[0])
+        w = column * spec.stride[1] + step.kw * spec.dilation[1] + (spec.x.halo - spec.pad[1])
+        return self.x[n, step.block, h, w, step.lane]
 
     def _fill_block(self, n, block) -> None:
         """What a closed block holds for readers who read all channels."""
@@ -303,8 +280,8 @@ class _Builder:
             with T.unroll(0, pieces) as k, T.vectorized(0, unit) as u:
                 T.buffer_store(bias, self.bias[first[k] + u], [k, u])
 
-        def weight(c, kh, kw, v):
-            return packed[(*self._ordered(c, kh, kw), v)]
+        def weight(step: Step, v):
+            return packed[(*step.weight, v)]
 
         def start(acc, t) -> None:
             with T.unroll(0, pieces) as k, T.vectorized(0, unit) as u:
@@ -326,13 +303,12 @@ class _Builder:
 
     def _gather_weight(self, n, first):
         """Copy the weights of the open input and output channels together, once per vector."""
-        spec, (kh, kw), unit = self.spec, self.spec.kernel, self.spec.unit
-        inner = self._ordered(spec.x.channels, kh, kw)
-        packed = T.alloc_buffer((*inner, self.lanes), "float32")
-        with self._reduction(n) as (c, i, j), T.unroll(0, self.lanes // unit) as k:
+        unit = self.spec.unit
+        packed = T.alloc_buffer((*self.spec.reduction.weight_shape, self.lanes), "float32")
+        with self._loops(n) as step, T.unroll(0, self.lanes // unit) as k:
             with T.vectorized(0, unit) as u:
-                value = self.weight[(*self._ordered(c, i, j), first[k] + u)]
-                T.buffer_store(packed, value, [*self._ordered(c, i, j), k * unit + u])
+                value = self.weight[(*step.weight, first[k] + u)]
+                T.buffer_store(packed, value, [*step.weight, k * unit + u])
         return packed
 
 

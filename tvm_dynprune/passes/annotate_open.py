@@ -202,17 +202,19 @@ class _Annotator:
         return rebuild(self.func, self.values, result_of(self.func))
 
     def _annotated(self, var: Var, composite: CompositeCall) -> Expr:
-        extra, unit = {}, 0
+        extra, unit_in, unit = {}, 0, 0
         if composite.kind == "conv2d":
             incoming = self.sets.nonzero.get(composite.arguments["x"])
             incoming = without(incoming, self.sets.flow.descendants(var))
             if incoming is not None:
                 extra["open_in"] = self._variable(incoming)
+                unit_in = granularity(incoming)
         computed = self.sets.computed[var]
         if computed is not None:
             extra["open_out"] = self._variable(computed)
             unit = granularity(computed)
-        return with_arguments(self.functions, composite, extra, open_unit=unit)
+        units = {"open_unit_in": unit_in, "open_unit": unit}
+        return with_arguments(self.functions, composite, extra, **units)
 
     def _variable(self, item: ChannelSet) -> Var:
         """A variable (N, C) bool that holds the set."""

@@ -93,9 +93,9 @@ def parse_activation(step: str) -> Activation:
 def _indexed(emitter: KernelEmitter, var: Var, composite: CompositeCall, spec: Conv2d) -> Var:
     lists, lanes = [], spec.y.lanes
     if "open_in" in composite.arguments:
-        channels, _, count = emitter.lists(composite.arguments["open_in"])
-        lists += [channels, count]
-        spec = replace(spec, open_in=True)
+        channels, blocks, count = emitter.lists(composite.arguments["open_in"])
+        spec = replace(spec, open_in=True, unit_in=int(composite.attribute("open_unit_in")))
+        lists += [blocks if spec.reduction.order == "blocks" else channels, count]
     if "open_out" in composite.arguments:
         channels, blocks, count = emitter.lists(composite.arguments["open_out"])
         unit = gcd(int(composite.attribute("open_unit")), lanes)

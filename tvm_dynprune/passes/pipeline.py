@@ -24,6 +24,7 @@ from tvm_dynprune.soc import Soc
 def simplify_passes() -> list[tvm.transform.Pass]:
     """Phase 1: few forms for the same thing."""
     return [
+        relax.transform.CanonicalizeBindings(),  # an importer's tuples and aliases hide the data flow
         relax.transform.FoldConstant(),  # reshaped biases become constants
         FoldBatchNorm,
         CanonicalizePooling,
@@ -41,7 +42,11 @@ def recognise_passes(*, twin: bool) -> list[tvm.transform.Pass]:
 
 def propagate_passes() -> list[tvm.transform.Pass]:
     """Phase 3: which channels count, forward and backward."""
-    return [AnnotateOpen(), relax.transform.EliminateCommonSubexpr()]
+    return [
+        AnnotateOpen(),
+        relax.transform.EliminateCommonSubexpr(),
+        relax.transform.CanonicalizeBindings(),
+    ]
 
 
 def lower_passes(

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+from tvm.relax import op
+from tvm.script import ir as I, relax as R
+
+from tests.passes.util import Graph, assert_pass, assert_unchanged
+from tvm_dynprune.passes.canonicalize_pooling import CanonicalizePooling
+
+SHAPE = (2, 3, 4, 6)
+X = R.Tensor(SHAPE, "float32")
+
+
+@I.ir_module
+class Kept:
+    @R.function
+    def main(x: X):
+        with R.dataflow():
+            z = R.mean(x, axis=[2, 3], keepdims=True)
+            R.output(z)
+        return z
+
+
+@I.ir_module
+class Dropped:
+    @R.function
+    def main(x: X):
+        with R.dataflow():
+            y = R.mean(x, axis=[2, 3], keepdims=True)
+            z = R.reshape(y, (2, 3))
+            R.output(z)
+        return z
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: op.nn.adaptive_avg_pool2d(x, (1, 1)),
+        lambda x: op.nn.avg_pool2d(x, (4, 6)),
+        lambda x: op.nn.avg_pool2d(x, (4, 6), (2, 2)),
+        lambda x: op.mean(x, axis=[-1, -2], keepdims=True),
+    ],
+)
+def test_global_averages_become_one_mean(pool):
+    assert_pass(CanonicalizePooling, Graph.build(lambda g, x: g.emit(pool(x)), SHAPE), Kept)
+
+
+@pytest.mark.parametrize("axes", [[2, 3], [-1, -2]])
+def test_dropped_axes_become_a_reshape(axes):
+    before = Graph.build(lambda g, x: g.emit(op.mean(x, axis=axes)), SHAPE)
+    assert_pass(CanonicalizePooling, before, Dropped)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: op.nn.adaptive_avg_pool2d(x, (2, 1)),
+        lambda x: op.nn.avg_pool2d(x, (4, 4)),
+        lambda x: op.nn.avg_pool2d(x, (4, 6), padding=1),
+        lambda x: op.nn.max_pool2d(x, (4, 6)),
+        lambda x: op.mean(x, axis=[1, 2], keepdims=True),
+        lambda x: op.mean(x, axis=[0, 2, 3], keepdims=True),
+        lambda x: op.mean(x),
+        lambda x: op.sum(x, axis=[2, 3], keepdims=True),
+    ],
+)
+def test_leaves_other_poolings(pool):
+    assert_unchanged(CanonicalizePooling, Graph.build(lambda g, x: g.emit(pool(x)), SHAPE))
+
+
+def test_leaves_a_mean_of_another_rank():
+    mean = Graph.build(lambda g, x: g.emit(op.mean(x, axis=[1, 2])), (2, 3, 4))
+    assert_unchanged(CanonicalizePooling, mean)
