@@ -16,6 +16,8 @@ follow it move before the reshape, where they can become part of the convolution
 Leaves a matmul of other ranks, or with a weight that is no constant.
 """
 
+from math import prod
+
 import numpy as np
 from tvm.ir import Expr
 from tvm.relax import Call, Var, op
@@ -51,7 +53,7 @@ class _LinearToConv2d(Rewriter):
             return None
         plane = self._flattened(call.args[0])
         if plane is None:
-            plane = op.reshape(call.args[0], (*shape, 1, 1))
+            plane = op.reshape(self._unshaped(call.args[0]), (*shape, 1, 1))
             kernel = (weight.shape[1], weight.shape[0], 1, 1)
         else:
             kernel = (weight.shape[1], *shape_of(plane)[1:])
@@ -66,15 +68,14 @@ class _LinearToConv2d(Rewriter):
         value = self.value(expr)
         if op_name(value) not in ("reshape", "flatten"):
             return None
-        shape = shape_of(value.args[0])
-        return value.args[0] if shape is not None and len(shape) == 4 else None
+        shape, flat = shape_of(value.args[0]), shape_of(expr)
+        is_plane = shape is not None and len(shape) == 4 and flat == (shape[0], prod(shape[1:]))
+        return value.args[0] if is_plane else None
 
     def _plane(self, expr: Expr) -> Expr | None:
         """The (N, C, 1, 1) tensor of which `expr` is the reshape to (N, C)."""
         plane = self._flattened(expr)
-        if plane is None or len(shape_of(expr)) != 2 or shape_of(plane)[2:] != (1, 1):
-            return None
-        return plane
+        return plane if plane is not None and shape_of(plane)[2:] == (1, 1) else None
 
     def _binary(self, call: Call) -> Expr | None:
         """An elementwise operation of a linear layer's result and a constant (O,)."""
@@ -84,17 +85,23 @@ class _LinearToConv2d(Rewriter):
         plane, values = self._plane(left), constant_of(right)
         if plane is None or values is None or values.size not in (1, shape_of(plane)[1]):
             return None
+        if values.size > 1 and values.shape[-1] != values.size:  # one per sample
+            return None
         shaped = constant(values.reshape(1, -1, 1, 1))
         return op.reshape(Call(call.op, [plane, shaped], call.attrs, call.ty_args), shape_of(call))
 
     def _merged(self, call: Call) -> Expr | None:
         """Two reshapes in a row are one, and one to the same shape is none."""
-        source, target = call.args[0], shape_of(call)
-        while op_name(self.value(source)) == "reshape":
-            source = self.value(source).args[0]
+        source, target = self._unshaped(call.args[0]), shape_of(call)
         if shape_of(source) == target:
             return source
         return None if source.same_as(call.args[0]) else op.reshape(source, target)
+
+    def _unshaped(self, expr: Expr) -> Expr:
+        """What `expr` was before any reshape."""
+        while op_name(self.value(expr)) == "reshape":
+            expr = self.value(expr).args[0]
+        return expr
 
 
 LinearToConv2d = rewriting_pass("LinearToConv2d", _LinearToConv2d)
