@@ -105,21 +105,25 @@ class Graph:
         """A ReLU6."""
         return self.emit(op.clip(x, 0.0, 6.0))
 
-    def gate(self, x: Var, channels: int, group_size: int = 1, threshold: float = 0.0) -> Var:
+    def gate(
+        self,
+        x: Var,
+        channels: int,
+        group_size: int = 1,
+        threshold: float = 0.0,
+        name: str = "mask",
+    ) -> Var:
         """An LKAM on `x`: mask (N, channels, 1, 1) of zeros and ones."""
         batch, groups = int(x.ty.shape[0]), channels // group_size
         pooled = self.emit(op.mean(x, axis=[2, 3], keepdims=True))
         logits = self.conv(pooled, groups, 1, "gate")
-        decided = self.emit(op.greater(logits, relax.const(threshold, "float32")), "decided")
-        decided = self.emit(op.astype(decided, "float32"))
+        decided = self.emit(op.greater(logits, relax.const(threshold, "float32")))
+        decided = self.emit(op.astype(decided, "float32"), "decided" if group_size > 1 else name)
         if group_size == 1:
             return decided
-        spread = self.emit(
-            op.broadcast_to(
-                self.emit(op.expand_dims(decided, 2)), (batch, groups, group_size, 1, 1)
-            )
-        )
-        return self.emit(op.reshape(spread, (batch, channels, 1, 1)), "mask")
+        each = self.emit(op.expand_dims(decided, 2))
+        spread = self.emit(op.broadcast_to(each, (batch, groups, group_size, 1, 1)))
+        return self.emit(op.reshape(spread, (batch, channels, 1, 1)), name)
 
     def times(self, x: Var, mask: Var, name: str = "gated") -> Var:
         """A multiplication."""

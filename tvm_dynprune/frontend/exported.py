@@ -13,8 +13,7 @@ from tvm.relax.frontend.torch import from_exported_program
 
 from tvm_dynprune.errors import ModelError
 from tvm_dynprune.frontend.layers import bind_parameters
-
-CLASSES_FILE = "tvm_dynprune_classes.json"
+from tvm_dynprune.frontend.names import CLASSES_FILE
 
 
 def from_exported(

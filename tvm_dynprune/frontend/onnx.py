@@ -15,8 +15,7 @@ from tvm.relax.frontend.onnx import from_onnx as _import
 
 from tvm_dynprune.errors import ModelError
 from tvm_dynprune.frontend.layers import bind_parameters
-
-CLASSES_KEY = "tvm_dynprune.classes"
+from tvm_dynprune.frontend.names import CLASSES_KEY
 
 
 def from_onnx(path: str | Path, *, batch: int | None = None) -> tvm.IRModule:

@@ -2,8 +2,7 @@
 """For each channel group, whether any of its channels is open for any sample of the batch."""
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
+from tvm.script.ir_builder import IRBuilder, tirx as T
 
 
 def any_open(batch: int, channels: int, group_size: int) -> tirx.PrimFunc:

@@ -2,8 +2,7 @@
 """Kernels between plain NCHW and the blocked layout of FeatureMap."""
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
+from tvm.script.ir_builder import IRBuilder, tirx as T
 
 from tvm_dynprune.kernels.feature_map import FeatureMap
 

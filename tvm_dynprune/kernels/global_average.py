@@ -4,8 +4,7 @@
 from dataclasses import dataclass
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
+from tvm.script.ir_builder import IRBuilder, tirx as T
 
 from tvm_dynprune.kernels.feature_map import FeatureMap
 

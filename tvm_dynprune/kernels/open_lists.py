@@ -2,8 +2,7 @@
 """Turn a gate's decision into the lists that the other kernels walk."""
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
+from tvm.script.ir_builder import IRBuilder, tirx as T
 
 
 def open_lists(batch: int, channels: int, lanes: int) -> tirx.PrimFunc:

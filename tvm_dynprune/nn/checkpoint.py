@@ -51,9 +51,7 @@ class CheckpointInfo:
 
     def build(self) -> nn.Module:
         """Return the network with fresh weights, with gates if it has any."""
-        model = build_network(
-            self.network, classes=len(self.classes), mean=self.mean, std=self.std
-        )
+        model = build_network(self.network, classes=len(self.classes), mean=self.mean, std=self.std)
         if self.gate is None:
             return model
         return insert_gates(model, self.gate, self.group_size or 1)
@@ -102,7 +100,9 @@ def read_info(folder: Path) -> CheckpointInfo:
     """
     path = folder / INFO
     if not path.is_file():
-        raise CheckpointError(f"{folder}: no checkpoint (no {INFO}); `tvm-dynprune train` makes one")
+        raise CheckpointError(
+            f"{folder}: no checkpoint (no {INFO}); `tvm-dynprune train` makes one"
+        )
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         info = CheckpointInfo(**table)
@@ -111,7 +111,9 @@ def read_info(folder: Path) -> CheckpointInfo:
     if info.format != FORMAT:
         raise CheckpointError(f"{path}: format {info.format}, this version reads {FORMAT}")
     if info.network not in NETWORKS:
-        raise CheckpointError(f"{path}: network {info.network!r} is not one of {', '.join(NETWORKS)}")
+        raise CheckpointError(
+            f"{path}: network {info.network!r} is not one of {', '.join(NETWORKS)}"
+        )
     return info
 
 
@@ -126,7 +128,9 @@ def _check_weights(folder: Path, model: nn.Module, weights: dict[str, Tensor]) -
     wanted = model.state_dict()
     for name, value in wanted.items():
         if name not in weights:
-            raise CheckpointError(f"{folder / WEIGHTS}: {name} is missing: another network's weights?")
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: {name} is missing: another network's weights?"
+            )
         if weights[name].shape != value.shape:
             raise CheckpointError(
                 f"{folder / WEIGHTS}: {name} has shape {tuple(weights[name].shape)}, the network "

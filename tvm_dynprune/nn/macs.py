@@ -190,7 +190,7 @@ class _ShapeRecorder(fx.Interpreter):
         super().__init__(module)
         self.shapes: dict[fx.Node, torch.Size] = {}
 
-    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401  (as in torch.fx)
+    def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor) and n.op != "output":
             self.shapes[n] = result.shape

@@ -45,6 +45,8 @@ class TrainConfig:
     warm_up, anneal
         Shares of the training in which gates stay open, and in which the budget then falls from 1
         to its value while the sigmoid's slope rises.
+    floor
+        Mean open fraction below which a gate is pushed open again, so that no layer dies.
     """
 
     network: str
@@ -54,13 +56,14 @@ class TrainConfig:
     budget: float = 0.35
     epochs: int = 12
     batch_size: int = 128
-    learning_rate: float = 0.2
+    learning_rate: float = 0.05
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
-    gate_weight: float = 20.0
+    gate_weight: float = 5.0
+    floor: float = 0.15
     warm_up: float = 0.15
     anneal: float = 0.45
-    slope: tuple[float, float] = (1.0, 4.0)
+    slope: tuple[float, float] = (1.0, 3.0)
     validation: int = 5000
     bf16: bool = True
     seed: int = 0
@@ -106,6 +109,7 @@ class _Trainer:
             self.model, self.info = _resumed(config, out)
         else:
             self.model = self.info.build()
+            _spread_gates(self.model)
         self.model.to(memory_format=torch.channels_last)
         self.optimizer = _optimizer(self.model, config)
         if resume:
@@ -127,7 +131,9 @@ class _Trainer:
             task = progress.add_task("training", total=total, completed=done)
             for epoch in range(self.info.epoch, self.config.epochs):
                 started = time.perf_counter()
-                loss = self._epoch(epoch, lambda text: progress.update(task, advance=1, description=text))
+                loss = self._epoch(
+                    epoch, lambda text: progress.update(task, advance=1, description=text)
+                )
                 record = {"epoch": epoch + 1, "loss": round(loss, 4)}
                 record |= evaluate(self.model, self.validation, self.plan, prefix="validation_")
                 record["seconds"] = round(time.perf_counter() - started, 1)
@@ -150,7 +156,7 @@ class _Trainer:
             stream.write(json.dumps(record) + "\n")
         logger.info("%s", json.dumps(record))
 
-    def _epoch(self, epoch: int, advance) -> float:  # noqa: ANN001
+    def _epoch(self, epoch: int, advance) -> float:
         config, losses = self.config, []
         generator = torch.Generator().manual_seed(config.seed * 10_007 + epoch)
         self.model.train()
@@ -179,11 +185,24 @@ class _Trainer:
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
         if config.gate is not None and not is_open:
             budget = 1 + (config.budget - 1) * annealed
-            loss = loss + config.gate_weight * gate_loss(self.model, self.plan, budget)
+            wanted = gate_loss(self.model, self.plan, budget)
+            loss = loss + config.gate_weight * (wanted + floor_loss(self.model, config.floor))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         return float(loss.detach())
+
+
+def floor_loss(model: nn.Module, floor: float) -> Tensor:
+    """Sum over gates of (floor - mean open fraction) squared, where that is positive."""
+    means = [g.switches.mean() for g in gates_of(model).values() if g.switches is not None]
+    return (floor - torch.stack(means)).clamp(min=0).square().sum()
+
+
+def _spread_gates(model: nn.Module) -> None:
+    """Give gates small random weights: equal ones would all close in the same step."""
+    for gate in gates_of(model).values():
+        nn.init.normal_(gate.conv.weight, std=gate.conv.in_channels**-0.5)
 
 
 def learning_rate_factor(done: float) -> float:
@@ -266,7 +285,11 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     others = [p for name, p in model.named_parameters() if not _is_decayed(name, p)]
     groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.SGD(
-        groups, lr=config.learning_rate, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
+        groups,
+        lr=config.learning_rate,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=config.weight_decay,
     )
 
 
@@ -288,7 +311,9 @@ def _restore_momentum(
     for name, parameter in model.named_parameters():
         if name in momentum:
             restored = momentum[name].to(memory_format=torch.preserve_format)
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(restored)
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(
+                restored
+            )
 
 
 def _fresh_info(config: TrainConfig, classes: tuple[str, ...]) -> CheckpointInfo:

@@ -75,14 +75,14 @@ def _factors(value: Expr) -> list[tuple[Var, Var]]:
 def _classify(flow: Dataflow, product: Var, feature: Var, mask: Var) -> Gate:
     convolution, blocker = _producer(flow, feature)
     reason = None
-    if not can_be_zero(flow, mask):
+    if convolution is not None and flow.depends_on(mask, convolution):
+        reason = "its multiplier is computed from the convolution's own result"
+    elif not can_be_zero(flow, mask):
         reason = "its multiplier can never be 0, so it closes nothing"
     elif blocker is not None:
         reason = blocker
     elif convolution is None:
         reason = "what it multiplies does not come from a convolution"
-    elif flow.depends_on(mask, convolution):
-        reason = "its multiplier is computed from the convolution's own result"
     layer = (feature if convolution is None else convolution).name
     return Gate(
         layer,

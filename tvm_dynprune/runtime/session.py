@@ -2,7 +2,7 @@
 """Session: run an artifact on this machine."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,9 +76,14 @@ class Session:
             if gate.layer in thresholds and gate.threshold_index is not None:
                 self._thresholds[gate.threshold_index] = thresholds[gate.layer]
 
-    def shift_thresholds(self, shift: float) -> None:
-        """Add `shift` to the thresholds that the network was exported with."""
-        self._thresholds = self._default_thresholds() + np.float32(shift)
+    @property
+    def threshold_values(self) -> np.ndarray:
+        """(T,) float32: the distinct thresholds in the order in which the library takes them."""
+        return self._thresholds.copy()
+
+    def set_threshold_values(self, values: Sequence[float] | np.ndarray) -> None:
+        """Set all of `threshold_values`."""
+        self._thresholds = np.array(values, "float32").reshape(self._thresholds.shape)
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """Run the gated network.

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+from tvm import relax
+from tvm.relax import op
+from tvm.script import ir as I, relax as R
+
+from tests.passes.util import (
+    Graph,
+    assert_pass,
+    assert_promises,
+    assert_same_numbers,
+    assert_unchanged,
+    composites,
+    ops,
+)
+from tvm_dynprune.passes.fuse_kernels import FuseKernels
+
+SHAPE = (2, 8, 6, 6)
+X, MASK = R.Tensor((2, 3, 5, 5), "float32"), R.Tensor((2, 4, 1, 1), "float32")
+WT, BT, YT = (R.Tensor(s, "float32") for s in [(4, 3, 3, 3), (1, 4, 1, 1), (2, 4, 3, 3)])
+W = relax.const(np.ones((4, 3, 3, 3), "float32"))
+B = relax.const(np.ones((1, 4, 1, 1), "float32"))
+
+
+def test_makes_a_convolution_and_its_epilogue_one_function():
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: X, logits: MASK, other: YT):
+            with R.dataflow():
+                mask = R.astype(R.greater(logits, R.const(0, "float32")), "float32")
+                conv1 = R.nn.conv2d(x, W)
+                y1 = R.add(conv1, B)
+                y2 = R.nn.relu(y1)
+                y3 = R.multiply(y2, mask)
+                y4 = R.add(y3, other)
+                z = R.clip(y4, 0, 6)
+                R.output(z)
+            return z
+
+    @I.ir_module
+    class Expected:
+        @R.function(private=True)
+        def conv1(x: X, weight: WT, bias: BT, scale: MASK, residual: YT) -> YT:
+            R.func_attr(
+                {
+                    "Composite": "dynprune.conv2d",
+                    "binary_scale": 1,
+                    "epilogue": ["bias", "relu", "scale", "residual", "clip:0.0:6.0"],
+                    "layer": "conv1",
+                    "roles": ["x", "weight", "bias", "scale", "residual"],
+                }
+            )
+            with R.dataflow():
+                y = R.nn.conv2d(x, weight)
+                y1 = R.add(y, bias)
+                y2 = R.nn.relu(y1)
+                y3 = R.multiply(y2, scale)
+                y4 = R.add(y3, residual)
+                z = R.clip(y4, 0, 6)
+                R.output(z)
+            return z
+
+        @R.function
+        def main(x: X, logits: MASK, other: YT) -> YT:
+            with R.dataflow():
+                mask = R.astype(R.greater(logits, R.const(0, "float32")), "float32")
+                z = Expected.conv1(x, W, B, mask, other)
+                R.output(z)
+            return z
+
+    assert_pass(FuseKernels(), Before, Expected)
+
+
+def epilogue_of(body, *shapes) -> list[str]:
+    """The epilogue of the composite made from the convolution named "conv1"."""
+    before = Graph.build(body, *(shapes or [SHAPE]))
+    after = assert_promises(FuseKernels(), before)
+    assert_same_numbers(before, after)
+    return [str(step) for step in composites(after)["conv1"].attrs["epilogue"]]
+
+
+@pytest.mark.parametrize(
+    ("steps", "epilogue"),
+    [
+        (lambda g, y, m, r: y, []),
+        (lambda g, y, m, r: g.relu(y), ["relu"]),
+        (lambda g, y, m, r: g.times(y, m), ["scale"]),
+        (lambda g, y, m, r: g.relu6(g.times(y, m)), ["scale"]),
+        (lambda g, y, m, r: g.add(y, r), ["residual"]),
+        (lambda g, y, m, r: g.add(r, y), ["residual"]),
+        (lambda g, y, m, r: g.relu(g.add(r, g.times(y, m))), ["scale", "residual", "relu"]),
+        (lambda g, y, m, r: g.times(g.add(y, r), m), ["residual"]),
+        (lambda g, y, m, r: g.relu(g.relu6(y)), ["clip:0.0:6.0"]),
+        (lambda g, y, m, r: g.add(g.add(y, r), r), ["residual"]),
+        (lambda g, y, m, r: g.times(g.times(y, m), m), ["scale"]),
+        (lambda g, y, m, r: g.emit(op.clip(y, 1.0, 6.0)), []),
+        (lambda g, y, m, r: g.emit(op.clip(y, -1.0, 6.0)), ["clip:-1.0:6.0"]),
+        (lambda g, y, m, r: g.emit(op.nn.gelu(y)), []),
+        (lambda g, y, m, r: g.add(y, y), []),
+        (lambda g, y, m, r: g.times(y, y), []),
+    ],
+)  # fmt: skip
+def test_epilogue_steps_in_their_order(steps, epilogue):
+    def body(g, x, residual, logits):
+        mask = g.relu(logits)
+        return steps(g, g.conv(x, 8, name="conv1"), mask, residual)
+
+    assert epilogue_of(body, SHAPE, SHAPE, (2, 8, 1, 1)) == epilogue
+
+
+def test_a_result_with_another_user_ends_the_epilogue():
+    def body(g, x):
+        y = g.conv(x, 8, name="conv1", bias=True)
+        return g.relu(y), g.relu6(y)
+
+    assert epilogue_of(body) == ["bias"]
+
+
+def test_a_result_that_is_returned_ends_the_epilogue():
+    def body(g, x):
+        y = g.conv(x, 8, name="conv1")
+        return y, g.relu(y)
+
+    assert epilogue_of(body) == []
+
+
+def test_what_depends_on_the_convolution_is_no_argument_of_it():
+    def body(g, x):
+        y = g.relu(g.conv(x, 8, name="conv1"))
+        return g.add(g.times(y, g.gate(y, 8)), g.relu6(y))
+
+    assert epilogue_of(body) == ["relu"]
+
+
+def test_one_addition_is_the_residual_of_one_of_two_convolutions():
+    def body(g, x):
+        return g.relu(g.add(g.conv(x, 8, name="conv1"), g.conv(x, 8, 1, name="conv2")))
+
+    before = Graph.build(body, SHAPE)
+    after = assert_promises(FuseKernels(), before)
+    assert_same_numbers(before, after)
+    with_residual = [
+        name for name, f in composites(after).items() if "residual" in f.attrs["roles"]
+    ]
+    assert len(composites(after)) == 2
+    assert len(with_residual) == 1
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_depthwise_has_no_residual(bias):
+    def body(g, x, residual):
+        y = g.depthwise(x, "conv1", bias=bias)
+        return g.add(g.times(g.relu6(y), g.gate(x, 8)), residual)
+
+    assert epilogue_of(body, SHAPE, SHAPE) == [*["bias"] * bias, "clip:0.0:6.0", "scale"]
+
+
+@pytest.mark.parametrize(
+    ("pool", "kind"),
+    [
+        (lambda x: op.nn.max_pool2d(x, (2, 2), (2, 2)), "max_pool2d"),
+        (lambda x: op.nn.max_pool2d(x, (3, 3), (2, 2), ceil_mode=True), "max_pool2d"),
+        (lambda x: op.nn.avg_pool2d(x, (3, 3), (1, 1), padding=1), "avg_pool2d"),
+        (lambda x: op.nn.avg_pool2d(x, (2, 2), (2, 2), ceil_mode=True), "avg_pool2d"),
+        (lambda x: op.mean(x, axis=[2, 3], keepdims=True), "global_average"),
+    ],
+)
+def test_poolings_become_kernels(pool, kind):
+    before = Graph.build(lambda g, x: g.emit(pool(x), "pool"), SHAPE)
+    after = assert_promises(FuseKernels(), before)
+    assert_same_numbers(before, after)
+    (function,) = composites(after).values()
+    assert function.attrs["Composite"] == f"dynprune.{kind}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda g, x: g.conv(x, 4, groups=2),
+        lambda g, x: g.conv(x, 16, groups=8),  # two outputs for each input
+        lambda g, x: g.emit(op.nn.avg_pool2d(x, (4, 4), (4, 4), ceil_mode=True)),
+        lambda g, x: g.emit(op.mean(x, axis=[2, 3])),
+        lambda g, x: g.emit(op.mean(x, axis=[1], keepdims=True)),
+        lambda g, x: g.emit(op.nn.max_pool2d(x, (2, 2), layout="NHWC")),
+        lambda g, x: g.relu(x),
+    ],
+)
+def test_leaves_what_no_kernel_computes(body):
+    assert_unchanged(FuseKernels(), Graph.build(body, SHAPE))
+
+
+def test_leaves_a_convolution_whose_weight_is_computed():
+    body = lambda g, x, w: g.emit(op.nn.conv2d(x, w))  # noqa: E731
+    assert_unchanged(FuseKernels(), Graph.build(body, SHAPE, (4, 8, 1, 1)))
+
+
+def test_layers_of_the_same_name_get_functions_of_their_own():
+    def body(g, x):
+        return g.conv(g.conv(x, 8, name="conv1"), 8, name="conv1")
+
+    after = assert_promises(FuseKernels(), Graph.build(body, SHAPE))
+    assert ops(after) == list(composites(after))
+    assert len(composites(after)) == 2
+
+
+def test_a_saliency_is_no_binary_scale():
+    def body(g, x):
+        pooled = g.emit(op.mean(x, axis=[2, 3], keepdims=True))
+        return g.times(g.conv(x, 8, name="conv1"), g.relu(g.conv(pooled, 8, 1)))
+
+    after = FuseKernels()(Graph.build(body, SHAPE))
+    assert composites(after)["conv1"].attrs["binary_scale"] == 0

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: one sub-command per stage; a stage is imported only when it runs."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from tvm_dynprune.errors import DataError, DynpruneError, ToolError, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Dynamic channel pruning of CNNs on Apache TVM: closed kernels are not executed.",
+)
+
+Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
+Threads = Annotated[int, typer.Option(min=1, help="Worker threads.")]
+SocName = Annotated[str, typer.Option("--soc", help="SoC profile; 'host' is this machine.")]
+JsonOut = Annotated[
+    Optional[Path],  # noqa: UP045 (typer evaluates it on Python 3.10)
+    typer.Option("--json", help="Write the measurement there; '-' prints it and nothing else."),
+]
+Lowering = Annotated[str, typer.Option(help="auto, dense, if or indexed.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("dynprune-demo"),
+    lowering: Lowering = "auto",
+    force: Force = False,
+) -> None:
+    """Compile the shipped gated network, run 1,000 real images, write the report."""
+    from tvm_dynprune.demo import run_demo
+
+    result = run_demo(out, lowering=_lowering(lowering), force=force)
+    _show(result, None)
+    _console().print(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="Folder with Fashion-MNIST, CIFAR-10 or classes.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+    model: Annotated[str, typer.Option(help="One of the project's networks.")] = "fashion_cnn",
+    gate: Annotated[str, typer.Option(help="lkam, or none for the dense network.")] = "lkam",
+    group_size: Annotated[int, typer.Option(min=1)] = 8,
+    budget: Annotated[float, typer.Option(help="Wanted share of the dense MACs.")] = 0.35,
+    epochs: Annotated[int, typer.Option(min=1)] = 12,
+    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    learning_rate: Annotated[float, typer.Option()] = 0.05,
+    seed: Annotated[int, typer.Option()] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    force: Force = False,
+) -> None:
+    """Train a network with gates, or without; writes a checkpoint after every epoch."""
+    _need_torch("train")
+    from tvm_dynprune.nn.train import TrainConfig, train as run
+
+    logging.getLogger("tvm_dynprune.nn.train").setLevel(logging.INFO)
+    if not 0 < budget <= 1:
+        raise UserError(f"--budget {budget}: a share of the dense MACs, above 0 and at most 1")
+    config = TrainConfig(
+        network=model,
+        data=str(data),
+        gate=None if gate == "none" else gate,
+        group_size=group_size,
+        budget=budget,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    run(config, out, resume=resume, force=force)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder that train wrote.")],
+    out: Annotated[Path, typer.Option(help="File to write: .pt2 or .onnx.")],
+    force: Force = False,
+) -> None:
+    """Export a checkpoint to .pt2 (torch.export) or ONNX."""
+    _need_torch("export")
+    from tvm_dynprune.nn.checkpoint import load_checkpoint
+    from tvm_dynprune.nn.export import write_exported
+    from tvm_dynprune.nn.networks import network_spec
+
+    model, info = load_checkpoint(checkpoint)
+    shape = network_spec(info.network).input_shape
+    write_exported(model, shape, out, classes=info.classes, force=force)
+
+
+@app.command("compile")
+def compile_command(
+    model: Annotated[Path, typer.Argument(help=".pt2 or .onnx file.")],
+    out: Annotated[Path, typer.Option(help="Artifact folder to write.")],
+    soc: SocName = "host",
+    lowering: Lowering = "auto",
+    batch: Annotated[Optional[int], typer.Option(min=1, help="Batch size.")] = None,  # noqa: UP045
+    calibrate: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Images on which auto measures what gates leave open."),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse unusable gates.")] = False,
+    dump_ir: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write the module after every pass into this folder."),
+    ] = None,
+    time_passes: Annotated[bool, typer.Option("--time-passes", help="Time the passes.")] = False,
+    force: Force = False,
+) -> None:
+    """Compile a model into an artifact for one SoC."""
+    from tvm_dynprune.bench.run import as_input
+    from tvm_dynprune.compiler import compile, load_model
+    from tvm_dynprune.data import load_images
+    from tvm_dynprune.files import refuse_existing
+    from tvm_dynprune.passes.instruments import Timer
+    from tvm_dynprune.progress import working
+    from tvm_dynprune.soc import load_soc
+
+    refuse_existing(out, force=force)
+    timer = Timer() if time_passes else None
+    target = load_soc(soc)
+    with working(f"compiling {model.name}"):
+        images = None
+        if calibrate is not None:
+            images = as_input(load_images(calibrate, "train").images[:200])
+        artifact = compile(
+            load_model(model, batch=batch),
+            target,
+            out,
+            lowering=_lowering(lowering),
+            calibration=images,
+            strict=strict,
+            force=force,
+            dump_ir=dump_ir,
+            timer=timer,
+        )
+    for name, milliseconds in timer.times_ms if timer else []:
+        _console().print(f"{milliseconds:10.1f} ms  {name}")
+    gates = len(artifact.manifest.gates)
+    _console().print(f"{out}: {gates} gates, error {artifact.manifest.max_abs_error:.1e} of scale")
+
+
+@app.command()
+def run(
+    artifact: Annotated[Path, typer.Argument(help="Folder that compile wrote.")],
+    data: Annotated[Optional[Path], typer.Option(help="Data folder (test split).")] = None,  # noqa: UP045
+    image: Annotated[Optional[Path], typer.Option(help="One image file.")] = None,  # noqa: UP045
+    threshold: Annotated[Optional[float], typer.Option(help="For all gates.")] = None,  # noqa: UP045
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Compare with the reference outputs.")
+    ] = False,
+    threads: Threads = 1,
+    json_out: JsonOut = None,
+) -> None:
+    """Run images through an artifact."""
+    from tvm_dynprune.bench.run import measure_run
+    from tvm_dynprune.data import load_image, load_images
+    from tvm_dynprune.runtime import Artifact, Session
+
+    loaded = Artifact.load(artifact)
+    if self_test:
+        result = Session(loaded, threads=threads).self_test()
+        verdict = "passed" if result.ok else "FAILED"
+        _console().print(f"self-test {verdict}: error {result.max_abs_error:.1e} of scale")
+        if not result.ok:
+            raise typer.Exit(1)
+        return
+    if (data is None) == (image is None):
+        raise UserError("run: give --data DIR or --image FILE (or --self-test)")
+    if image is not None:
+        shape = loaded.manifest.input_shape
+        images: Any = load_image(image, (shape[1], shape[2], shape[3]))
+    else:
+        assert data is not None
+        names = loaded.manifest.classes or None
+        images = load_images(data, "test", classes=names)
+    result = measure_run(loaded, images, threads=threads, threshold=threshold)
+    if image is not None and json_out is None:
+        _console().print(f"class: {result['classes'][result['predictions'][0]]}")
+    _show(result, json_out)
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="Artifact folder, or the name of a network.")],
+    mac_cut: Annotated[Optional[float], typer.Option(help="Forced gates: MAC cut.")] = None,  # noqa: UP045
+    open_fraction: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Forced gates: share of open groups (0.5)."),
+    ] = None,
+    group_size: Annotated[int, typer.Option(min=1)] = 16,
+    lowering: Lowering = "indexed",
+    soc: SocName = "host",
+    inputs: Annotated[int, typer.Option(min=1, help="Random images.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 10,
+    threads: Threads = 1,
+    seed: Annotated[int, typer.Option()] = 0,
+    json_out: JsonOut = None,
+) -> None:
+    """Time the gated and the dense network in turns."""
+    import tempfile
+
+    import numpy as np
+
+    from tvm_dynprune.bench.bench import compile_forced, measure_bench
+    from tvm_dynprune.progress import working
+    from tvm_dynprune.runtime import Artifact
+
+    for name, value in (("--mac-cut", mac_cut), ("--open-fraction", open_fraction)):
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"{name} {value}: a fraction between 0 and 1")
+    with tempfile.TemporaryDirectory() as folder:
+        if Path(what).is_dir():
+            artifact = Artifact.load(what)
+        else:
+            with working(f"compiling {what} with forced gates"):
+                artifact = compile_forced(
+                    what,
+                    Path(folder) / "artifact",
+                    soc=soc,
+                    lowering=_lowering(lowering),
+                    group_size=group_size,
+                    open_fraction=open_fraction,
+                    mac_cut=mac_cut,
+                    seed=seed,
+                )
+        batch, *size = artifact.manifest.input_shape
+        images = np.random.default_rng(seed).random((inputs * batch, *size), "float32")
+        result = measure_bench(artifact, images, threads=threads, rounds=rounds, seed=seed)
+    _show(result, json_out)
+
+
+@app.command()
+def report(
+    measurements: Annotated[list[Path], typer.Argument(help="JSON files of run and bench.")],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    force: Force = False,
+) -> None:
+    """Write one HTML page from measurements."""
+    from tvm_dynprune.report import write_report
+
+    write_report(measurements, out, force=force)
+
+
+@app.command()
+def socs() -> None:
+    """List the SoC profiles."""
+    from tvm_dynprune.soc import list_socs, load_soc
+
+    for name in list_socs():
+        soc = load_soc(name)
+        _console().print(
+            f"{name:<18} {soc.target['mcpu']}, {soc.cores} cores, {soc.lanes} lanes: "
+            f"{soc.description}"
+        )
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine and say what to install."""
+    from tvm_dynprune.doctor import run_doctor
+
+    checks = run_doctor()
+    for check in checks:
+        mark = "ok" if check.ok else "FAILED"
+        advice = f"; {check.advice}" if check.advice else ""
+        _console().print(f"{mark:<7} {check.name}: {check.detail}{advice}", highlight=False)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except DynpruneError as error:
+        _fail(f"internal error: {error}", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    if "--debug" in sys.argv:
+        raise
+    line = " ".join(message.split())
+    print(f"tvm-dynprune: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _lowering(name: str) -> str:
+    from tvm_dynprune.passes.choose_lowering import LOWERINGS
+
+    if name not in LOWERINGS:
+        raise UserError(f"--lowering {name}: one of {', '.join(LOWERINGS)}")
+    return name
+
+
+def _need_torch(command: str) -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("torch", "safetensors") if find_spec(name) is None]
+    if missing:
+        raise ToolError(
+            f"{command} needs {' and '.join(missing)}: pip install 'tvm-dynprune[train]'"
+        )
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
+def _show(result: dict[str, Any], json_out: Path | None) -> None:
+    """Print the table, write the JSON, or print only the JSON."""
+    from tvm_dynprune.bench.run import write_json
+    from tvm_dynprune.tables import bench_table, run_table
+
+    if json_out is not None and str(json_out) == "-":
+        print(json.dumps(result))
+        return
+    if json_out is not None:
+        write_json(result, json_out)
+    table = bench_table if result["kind"] == "bench" else run_table
+    _console().print(table(result))
+
+
+__all__ = ["DataError", "app", "main"]

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo: a gated network and 1,000 images that ship with the package, compiled and measured."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvm_dynprune.bench.run import measure_run, write_json
+from tvm_dynprune.compiler import compile, load_model
+from tvm_dynprune.data import load_images
+from tvm_dynprune.files import refuse_existing, remove, shipped
+from tvm_dynprune.progress import working
+from tvm_dynprune.report import write_report
+from tvm_dynprune.soc import load_soc
+
+NETWORK, REFERENCE = "fashion_cnn_lkam.onnx", "reference.npz"
+SHIFTS = (-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+
+
+def run_demo(out: Path, *, lowering: str = "auto", force: bool = False) -> dict[str, Any]:
+    """Compile the shipped network for this machine, run the shipped images, write the report.
+
+    Writes ``artifact/``, ``run.json`` and ``report.html`` into `out`; returns the measurement.
+
+    Raises
+    ------
+    OutputExistsError
+        `out` exists and `force` is false.
+    """
+    refuse_existing(out, force=force)
+    remove(out)
+    folder = shipped("demo")
+    with working("compiling the gated network for this machine"):
+        model = load_model(folder / NETWORK)
+        artifact = compile(model, load_soc("host"), out / "artifact", lowering=lowering)
+    data = load_images(folder / "fashion-mnist-sample", "test", classes=model.classes)
+    with np.load(folder / REFERENCE, allow_pickle=False) as arrays:
+        reference = arrays["logits"]
+    result = measure_run(artifact, data, shifts=SHIFTS, reference=reference)
+    write_json(result, out / "run.json")
+    write_report([out / "run.json"], out / "report.html")
+    return result
