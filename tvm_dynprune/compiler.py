@@ -186,7 +186,7 @@ def _choices(
     annotated: tvm.IRModule, lowering: str, open_products: dict[str, float] | None
 ) -> dict[str, str]:
     """Layer → lowering of the convolutions that a gate touches."""
-    chosen = pipeline.ChooseLowering(lowering, open_products)(annotated)
+    chosen = tvm.transform.Sequential([pipeline.ChooseLowering(lowering, open_products)])(annotated)
     return {
         str(func.attrs["layer"]): str(func.attrs["lowering"])
         for _, func in chosen.functions_items()

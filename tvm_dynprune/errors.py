@@ -4,7 +4,7 @@
 ::
 
     DynpruneError
-    ├── UserError               the user can mend it; the command line prints one line, exit status 2
+    ├── UserError               the user can mend it: one line, exit status 2
     │   ├── CheckpointError     no checkpoint, another network's, NaN weights
     │   ├── DataError           a data directory or an image that cannot be used
     │   ├── ModelError          a model file that cannot be read or compiled

@@ -44,6 +44,7 @@ class Case:
     residual: bool = False
     after: Activation | None = None
     open_in: bool = False
+    unit_in: int = 1
     visit: str = "all"
     unit: int = 1
     group_blocks: int = 1
@@ -80,6 +81,7 @@ class Case:
             else None,
             after=self.after,
             open_in=self.open_in,
+            unit_in=self.unit_in,
             visit=self.visit,
             unit=self.unit,
             group_blocks=self.group_blocks,
@@ -112,8 +114,8 @@ class Convolution:
         arguments += [self.scale] if case.scale else []
         arguments += [blocked(self.residual, spec.residual)] if spec.residual else []
         if case.open_in:
-            channels, _, count = lists(open_in, case.lanes)
-            arguments += [channels, count]
+            channels, blocks, count = lists(open_in, case.lanes)
+            arguments += [blocks if spec.reduction.order == "blocks" else channels, count]
         if case.visit in ("blocks", "gather"):
             channels, blocks, count = lists(open_out, case.lanes)
             arguments += [blocks if case.visit == "blocks" else channels, count]
@@ -157,7 +159,7 @@ def check(case: Case) -> None:
     ins = OPENNESS if case.open_in else ("open",)
     for kind_in in ins:
         for kind_out in outs:
-            open_in = open_channels(kind_in, case.batch, case.c_in, 1, seed=5)
+            open_in = open_channels(kind_in, case.batch, case.c_in, case.unit_in, seed=5)
             open_out = open_channels(kind_out, case.batch, case.c_out, case.group)
             y, actual = convolution.run(open_in, open_out)
             assert_close(actual, convolution.expected(open_in, open_out))
@@ -218,6 +220,23 @@ def test_planes_from_one_pixel_to_several_tiles(size):
 )
 def test_lanes_of_other_machines(lanes, registers, visit):
     check(Case(c_out=32, lanes=lanes, registers=registers, visit=visit, open_in=True))
+
+
+@pytest.mark.parametrize(
+    ("c_in", "size", "unit_in", "order"),
+    [
+        (24, (6, 7), 8, "blocks"),
+        (32, (2, 2), 16, "blocks"),
+        (24, (6, 7), 4, "window_outer"),
+        (20, (6, 7), 1, "window_outer"),
+        (24, (2, 3), 2, "channel_outer"),
+    ],
+)
+@pytest.mark.parametrize("visit", ["blocks", "gather"])
+def test_orders_of_the_reduction(c_in, size, unit_in, order, visit):
+    case = Case(c_in=c_in, size=size, unit_in=unit_in, visit=visit, open_in=True, batch=2)
+    assert case.spec.reduction.order == order
+    check(case)
 
 
 @pytest.mark.parametrize(

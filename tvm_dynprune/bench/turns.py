@@ -106,7 +106,8 @@ class _Worker:
 
     def time(self, index: int, repeat: int) -> list[float]:
         stdin, stdout = self.process.stdin, self.process.stdout
-        assert stdin is not None and stdout is not None
+        assert stdin is not None
+        assert stdout is not None
         try:
             stdin.write(json.dumps({"index": index, "repeat": repeat}) + "\n")
             stdin.flush()
@@ -121,7 +122,7 @@ class _Worker:
 
 
 def pin(threads: int) -> None:
-    """Bind this process to as many cores as it has threads: the last ones, which are the quietest."""
+    """Bind this process to as many cores as it has threads, the last and usually quietest ones."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[-threads:])

@@ -2,14 +2,14 @@
 """Bind a network's parameters and name its layers after them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tvm
 from tvm import relax
 
 from tvm_dynprune.errors import ModelError
-from tvm_dynprune.passes.dataflow import op_name
+from tvm_dynprune.passes.dataflow import op_name, rebuild, result_of, substitute
 
 
 def bind_parameters(mod: tvm.IRModule, parameters: Mapping[str, np.ndarray]) -> tvm.IRModule:
@@ -27,14 +27,39 @@ def bind_parameters(mod: tvm.IRModule, parameters: Mapping[str, np.ndarray]) -> 
     ModelError
         A parameter holds NaN or infinity.
     """
+    check_finite(parameters)
+    mod = _name_layers(mod)
+    tensors = {name: tvm.runtime.tensor(np.asarray(v, order="C")) for name, v in parameters.items()}
+    return relax.transform.BindParams("main", tensors)(mod)
+
+
+def check_finite(parameters: Mapping[str, np.ndarray]) -> None:
+    """Raise ModelError if a parameter holds NaN or infinity."""
     for name, values in parameters.items():
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             raise ModelError(
                 f"weight {name} holds NaN or infinity: train or export the model again"
             )
-    mod = _name_layers(mod)
-    tensors = {name: tvm.runtime.tensor(np.asarray(v, order="C")) for name, v in parameters.items()}
-    return relax.transform.BindParams("main", tensors)(mod)
+
+
+def name_convolutions(mod: tvm.IRModule, weights: Sequence[str]) -> tvm.IRModule:
+    """Name the convolutions, in order, after their weights.
+
+    Where an importer made more or fewer convolutions than there were, the names would be wrong and
+    are left out.
+    """
+    bindings = [binding for block in mod["main"].body.blocks for binding in block.bindings]
+    found = [b.var for b in bindings if op_name(b.value) == "nn.conv2d"]
+    if len(found) != len(weights):
+        return mod
+    return _rename(
+        mod,
+        {
+            var: relax.DataflowVar(layer_name(weight), var.ty)
+            for var, weight in zip(found, weights, strict=True)
+            if isinstance(var, relax.DataflowVar)
+        },
+    )
 
 
 def layer_name(weight: str) -> str:
@@ -65,8 +90,6 @@ def _name_layers(mod: tvm.IRModule) -> tvm.IRModule:
 
 
 def _rename(mod: tvm.IRModule, renamed: Mapping[relax.Var, relax.Var]) -> tvm.IRModule:
-    from tvm_dynprune.passes.dataflow import rebuild, result_of, substitute
-
     main = mod["main"]
     values = {
         renamed.get(binding.var, binding.var): substitute(binding.value, renamed)

@@ -10,11 +10,10 @@ import onnx
 import tvm
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
-from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx as _import
 
 from tvm_dynprune.errors import ModelError
-from tvm_dynprune.frontend.layers import bind_parameters
+from tvm_dynprune.frontend.layers import check_finite, name_convolutions
 from tvm_dynprune.frontend.names import CLASSES_KEY
 
 
@@ -43,15 +42,12 @@ def from_onnx(path: str | Path, *, batch: int | None = None) -> tvm.IRModule:
     inputs = [item for item in model.graph.input if item.name not in parameters]
     shapes = {item.name: _input_shape(path, item, batch) for item in inputs}
     try:
-        mod = _import(model, shape_dict=shapes, keep_params_in_input=True)
+        mod = _import(model, shape_dict=shapes, keep_params_in_input=False)
     except Exception as error:
         raise ModelError(f"{path}: TVM cannot import it: {_first_line(error)}") from error
-    mod, tensors = relax.frontend.detach_params(mod)
-    bound = tensors.get("main", [])
-    names = [var.name for var in mod["main"].params][len(inputs) :]
-    return bind_parameters(
-        mod, {name: value.numpy() for name, value in zip(names, bound, strict=True)}
-    )
+    check_finite(parameters)
+    weights = [node.input[1] for node in model.graph.node if node.op_type == "Conv"]
+    return name_convolutions(mod, weights)
 
 
 def load_onnx(

@@ -110,7 +110,7 @@ class LKAMGate(nn.Module):
 
 
 def _bias(conv: nn.Conv2d) -> nn.Parameter:
-    assert conv.bias is not None
+    assert isinstance(conv.bias, nn.Parameter)
     return conv.bias
 
 

@@ -253,7 +253,7 @@ def _split(config: TrainConfig) -> tuple[LabelledImages, LabelledImages]:
 def _batches(
     data: LabelledImages, config: TrainConfig, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled batches, each image shifted by up to 2 (28 pixels) or 4 (32) pixels, and mirrored."""
+    """Shuffled batches, each image shifted by up to an eighth of its width, and mirrored."""
     order = torch.randperm(len(data), generator=generator)
     images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
     reach = max(1, data.images.shape[-1] // 8 - 1) if data.images.shape[-1] < 32 else 4

@@ -80,10 +80,10 @@ class OpenSets:
         for binding in reversed(self.flow.bindings):
             self._backward(binding.var, binding.value)
 
-    def _mask(self, expr: Expr) -> ChannelSet | None:
-        """The channels where a multiplier is not 0; None if it is no multiplier by channel."""
-        shape = shape_of(expr)
-        if not isinstance(expr, Var) or shape is None or len(shape) != 4 or shape[2:] != (1, 1):
+    def _mask(self, expr: Expr, product: Expr) -> ChannelSet | None:
+        """The channels where a factor of `product` is not 0; None if it is no factor by channel."""
+        shape = (*shape_of(product)[:2], 1, 1)
+        if not isinstance(expr, Var) or shape_of(expr) != shape:
             return None
         if expr not in self.flow.definition or not can_be_zero(self.flow, expr):
             return None
@@ -92,7 +92,7 @@ class OpenSets:
     def _forward(self, value: Expr) -> ChannelSet | None:
         composite = as_composite(self.functions, value)
         if composite is not None:
-            return self._forward_composite(composite)
+            return self._forward_composite(composite, value)
         name, arguments = op_name(value), list(getattr(value, "args", []))
         if name in _KEEPS_ZERO and _keeps_channels(value):
             return self.nonzero.get(arguments[0])
@@ -101,20 +101,19 @@ class OpenSets:
         if name == "add" and shape_of(arguments[0]) == shape_of(arguments[1]):
             return union(*(self.nonzero.get(argument) for argument in arguments))
         if name == "multiply" and len(shape_of(value) or ()) == 4:
-            if all(isinstance(a, Var) and a in self.flow.definition for a in arguments):
-                left, right = arguments
-                sets = [self.nonzero.get(a) for a in (left, right)]
-                return intersection(*sets, self._mask(left), self._mask(right))
+            whole = [a for a in arguments if shape_of(a) == shape_of(value)]
+            masks = [self._mask(argument, value) for argument in arguments]
+            return intersection(*(self.nonzero.get(argument) for argument in whole), *masks)
         if name == "concat" and int(value.attrs.axis) == 1:
             fields = list(arguments[0].fields)
             return concatenation([(self.nonzero.get(f), shape_of(f)[1]) for f in fields])
         return None
 
-    def _forward_composite(self, composite: CompositeCall) -> ChannelSet | None:
+    def _forward_composite(self, composite: CompositeCall, value: Expr) -> ChannelSet | None:
         x, arguments = self.nonzero.get(composite.arguments["x"]), composite.arguments
         if composite.kind in _POOLS:
             return x
-        own = self._mask(arguments["scale"]) if "scale" in arguments else None
+        own = self._mask(arguments["scale"], value) if "scale" in arguments else None
         if composite.kind == "depthwise_conv2d":
             return own if "bias" in composite.epilogue else intersection(own, x)
         if "residual" in arguments:
@@ -134,7 +133,7 @@ class OpenSets:
             for argument in arguments:
                 self._claim(argument, needed)
         elif name == "multiply" and len(shape_of(value) or ()) == 4:
-            masks = [self._mask(argument) for argument in arguments]
+            masks = [self._mask(argument, value) for argument in arguments]
             for argument, other in zip(arguments, reversed(masks), strict=True):
                 is_mask = shape_of(argument) != shape_of(value)
                 self._claim(argument, None if is_mask else intersection(needed, other))
@@ -151,7 +150,7 @@ class OpenSets:
         self, var: Var, composite: CompositeCall, needed: ChannelSet | None
     ) -> None:
         arguments = composite.arguments
-        own = self._mask(arguments["scale"]) if "scale" in arguments else None
+        own = self._mask(arguments["scale"], var) if "scale" in arguments else None
         computed = intersection(own, needed)
         if composite.kind in _POOLS:
             computed = intersection(self.nonzero[var], needed)

@@ -7,8 +7,8 @@
 ``indexed`` one kernel that walks lists of open channels
 ==========  ========================================================================================
 
-``auto`` is `indexed`, but `dense` for a convolution with so little to skip that the lists would not
-pay: its expected open_in * open_out, from calibration data if there is any, is above the break-even.
+``auto`` is `indexed`, but `dense` for a convolution with so little to skip that lists would not
+pay: its expected open_in * open_out, from calibration data if there is any, is above break-even.
 Needs AnnotateOpen before it; feeds LowerKernels.
 """
 

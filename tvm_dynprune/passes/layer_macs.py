@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each layer of a compiled network costs, in terms of its gates: data for the manifest.
 
-A layer of (C_in, C_out) channels executes ``open_in * open_out * macs_per_pair`` multiply-accumulates
-for one input, a depthwise layer ``open_out * macs_per_pair``. The open sets are JSON terms:
+A layer of (C_in, C_out) channels executes ``open_in * open_out * macs_per_pair``
+multiply-accumulates for one input, a depthwise layer ``open_out * macs_per_pair``. The open sets
+are JSON terms:
 ``null`` for all channels, ``{"gate": i}``, ``{"any": [...]}``, ``{"all": [...]}`` and
 ``{"concat": [[term, channels], ...]}``; `runtime.macs` evaluates them.
 """

@@ -24,7 +24,7 @@ from tvm_dynprune.soc import Soc
 def simplify_passes() -> list[tvm.transform.Pass]:
     """Phase 1: few forms for the same thing."""
     return [
-        relax.transform.CanonicalizeBindings(),  # an importer's tuples and aliases hide the data flow
+        relax.transform.CanonicalizeBindings(),  # importers' tuples and aliases hide data flow
         relax.transform.FoldConstant(),  # reshaped biases become constants
         FoldBatchNorm,
         CanonicalizePooling,

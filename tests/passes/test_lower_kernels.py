@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+from tvm.relax import op
+
+from tests.passes.graphs import CASES
+from tests.passes.util import Graph, assert_promises, assert_unchanged, run, sequence
+from tvm_dynprune.errors import NotLoweredError
+from tvm_dynprune.passes import pipeline
+from tvm_dynprune.passes.annotate_open import AnnotateOpen
+from tvm_dynprune.passes.choose_lowering import ChooseLowering
+from tvm_dynprune.passes.fuse_kernels import FuseKernels
+from tvm_dynprune.passes.lower_kernels import LowerKernels
+from tvm_dynprune.soc import load_soc
+
+LANES, REGISTERS = 8, 16
+LOWERINGS = ("dense", "if", "indexed")
+
+
+def chosen(graph: tvm.IRModule, lowering: str) -> tvm.IRModule:
+    """The graph with its kernels fused, annotated and their lowering chosen."""
+    return sequence(FuseKernels(), AnnotateOpen(), ChooseLowering(lowering))(graph)
+
+
+def lowered(graph: tvm.IRModule, lowering: str) -> tvm.IRModule:
+    return LowerKernels(LANES, REGISTERS)(chosen(graph, lowering))
+
+
+def compute(mod: tvm.IRModule, x: np.ndarray) -> list[np.ndarray]:
+    """The lowered module's results, in memory that held other numbers before."""
+    machine = relax.VirtualMachine(pipeline.build(mod, load_soc("host")), tvm.cpu())
+    with np.errstate(all="ignore"):
+        dirt = np.where(x > 0, np.float32(1e30), np.float32(np.nan))
+    machine["main"](tvm.runtime.tensor(dirt))
+    result = machine["main"](tvm.runtime.tensor(x))
+    return [r.numpy() for r in ([result] if hasattr(result, "numpy") else result)]
+
+
+def random_x(batch: int) -> np.ndarray:
+    return np.random.default_rng(batch).standard_normal((batch, 16, 6, 6)).astype("float32")
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_lowered_kernels_compute_what_the_network_says(name, batch):
+    if batch == 1 and name not in ("layers_in_a_row", "residual_block_on_a_gated_stem"):
+        pytest.skip("a batch of three covers it")
+    graph, x = Graph.build(CASES[name].body, (batch, 16, 6, 6)), random_x(batch)
+    expected = run(graph, x)
+    for lowering in LOWERINGS:
+        for got, wanted in zip(compute(lowered(graph, lowering), x), expected, strict=True):
+            assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max(), lowering
+
+
+def called(mod: tvm.IRModule) -> list[str]:
+    """The kernels that ``main`` calls, in order; "if" for a conditional."""
+    found = []
+    for block in mod["main"].body.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            if isinstance(value, relax.If):
+                found.append("if")
+            elif isinstance(value, relax.Call) and value.op.name == "relax.call_tir":
+                found.append(value.args[0].name_hint)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("lowering", "kernels"),
+    [
+        ("dense", ["conv2d_first", "conv2d_second"]),
+        ("indexed", ["open_lists", "conv2d_first", "conv2d_second"]),
+        ("if", ["any_open", "conv2d_closed", "if", "if", "conv2d_second"]),
+    ],
+)
+def test_kernels_of_each_lowering(lowering, kernels):
+    graph = Graph.build(CASES["activation_inside_the_mask"].body, (1, 16, 6, 6))
+    after = assert_promises(LowerKernels(LANES, REGISTERS), chosen(graph, lowering))
+    gate = ["block_channels", "global_average", "conv2d_gate"]
+    assert called(after) == [*gate, *kernels, "unblock_channels"]
+
+
+def test_tensors_stay_blocked_between_kernels():
+    graph = Graph.build(CASES["inverted_residual"].body, (1, 16, 6, 6))
+    names = called(lowered(graph, "indexed"))
+    assert (names.count("block_channels"), names.count("unblock_channels")) == (1, 1)
+
+
+def test_a_set_is_turned_into_lists_once():
+    graph = Graph.build(CASES["inverted_residual"].body, (1, 16, 6, 6))
+    assert called(lowered(graph, "indexed")).count("open_lists") == 1
+
+
+def test_one_conditional_for_each_channel_group():
+    def body(g, x):
+        return g.times(g.conv(x, 64), g.gate(x, 64, 16))
+
+    assert called(lowered(Graph.build(body, (1, 16, 6, 6)), "if")).count("if") == 4
+
+
+def test_results_keep_their_names_and_shapes():
+    graph = Graph.build(CASES["two_readers_need_what_either_needs"].body, (3, 16, 6, 6))
+    after = lowered(graph, "indexed")
+    tvm.ir.assert_structural_equal(after["main"].ret_ty, graph["main"].ret_ty)
+    tvm.ir.assert_structural_equal(after["main"].params[0].ty, graph["main"].params[0].ty)
+
+
+def test_function_and_module_attributes_stay():
+    graph = Graph.build(CASES["a_saliency"].body, (1, 16, 6, 6)).with_attr("note", 1)
+    main = graph.get_global_var("main")
+    graph.update_func(main, graph["main"].with_attr("gates", "[]"))
+    after = lowered(graph, "indexed")
+    assert after.attrs["note"] == 1
+    assert after["main"].attrs["gates"] == "[]"
+
+
+def test_leaves_a_module_without_composites():
+    graph = Graph.build(lambda g, x: g.emit(op.nn.gelu(x)), (1, 16, 6, 6))
+    assert_unchanged(LowerKernels(LANES, REGISTERS), graph)
+
+
+def test_a_kernel_that_nobody_lowers_is_an_error(monkeypatch):
+    from tvm_dynprune.passes import lower_kernels
+
+    mod = chosen(Graph.build(CASES["a_saliency"].body, (1, 16, 6, 6)), "indexed")
+    monkeypatch.setattr(lower_kernels, "is_composite", lambda function: True)
+    with pytest.raises(NotLoweredError, match="not lowered: .*main"):
+        LowerKernels(LANES, REGISTERS)(mod)
