@@ -2,8 +2,9 @@
 """From a model file to an artifact: import, optimise, build, compare with the reference, write."""
 
 import logging
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tvm import relax
 
 from tvm_dynprune.doctor import find_compiler
 from tvm_dynprune.errors import ModelError, NotLoweredError, ToolError, UnusableGateError
-from tvm_dynprune.files import refuse_existing, write_folder_atomic
+from tvm_dynprune.files import refuse_existing, sha256, write_folder_atomic
 from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.composite import is_composite
 from tvm_dynprune.passes.dataflow import Dataflow, shape_of
@@ -21,7 +22,6 @@ from tvm_dynprune.passes.gates import find_gates
 from tvm_dynprune.passes.instruments import Timer
 from tvm_dynprune.passes.layer_macs import layer_macs
 from tvm_dynprune.runtime.artifact import (
-    LIBRARY,
     REFERENCE,
     Artifact,
     Gate,
@@ -142,7 +142,8 @@ def compile(
     choices = _choices(annotated, lowering, open_products)
     manifest = _manifest(model, annotated, soc, lowering, choices, unused)
     with write_folder_atomic(out, force=force) as folder:
-        _write(folder, executable, model, manifest)
+        manifest = replace(manifest, library=_export(executable, folder))
+        _write_reference(folder, model, manifest)
         manifest = _compared(folder, manifest)
         write_manifest(folder, manifest)
     return Artifact.load(out)
@@ -165,12 +166,10 @@ def _open_products(
     model: Model, annotated: tvm.IRModule, soc: Soc, images: np.ndarray
 ) -> dict[str, float]:
     """Layer → mean of open_in * open_out over `images`, as a fraction of all pairs."""
-    import tempfile
-
     executable = pipeline.build(pipeline.lower(annotated, soc, "indexed"), soc)
     manifest = _manifest(model, annotated, soc, "indexed", {}, {})
     with tempfile.TemporaryDirectory() as name:
-        executable.export_library(str(Path(name) / LIBRARY))
+        manifest = replace(manifest, library=_export(executable, Path(name)))
         session = Session(Artifact(Path(name), manifest))
         session.run(images)
     products = {}
@@ -213,6 +212,7 @@ def _manifest(
         target=dict(soc.target),
         features=required_features(soc),
         lowering=lowering,
+        library="",
         input_shape=list(shape_of(main.params[0]) or ()),
         output_shapes=[[int(s) for s in item.shape] for item in list(main.ret_ty.fields)[:outputs]],
         classes=list(model.classes),
@@ -238,8 +238,17 @@ def _unique(names: list[str]) -> list[str]:
     return result
 
 
-def _write(folder: Path, executable: relax.VMExecutable, model: Model, manifest: Manifest) -> None:
-    executable.export_library(str(folder / LIBRARY))
+def _export(executable: relax.VMExecutable, folder: Path) -> str:
+    """Link the library into `folder`; returns its name, which has its checksum."""
+    path = folder / "library.so"
+    executable.export_library(str(path))
+    name = f"library-{sha256(path)[:12]}.so"
+    path.rename(folder / name)
+    return name
+
+
+def _write_reference(folder: Path, model: Model, manifest: Manifest) -> None:
+    """Write a few random inputs and what the model's own framework computes for them."""
     shape = manifest.input_shape
     batches = max(1, REFERENCE_IMAGES // shape[0])
     images = np.random.default_rng(0).random((batches * shape[0], *shape[1:]), "float32")
@@ -251,8 +260,6 @@ def _write(folder: Path, executable: relax.VMExecutable, model: Model, manifest:
 
 def _compared(folder: Path, manifest: Manifest) -> Manifest:
     """The manifest with the error against the reference, which must be rounding only."""
-    from dataclasses import replace
-
     result = Session(Artifact(folder, manifest)).self_test()
     if not result.max_abs_error <= MISMATCH:
         raise NotLoweredError(

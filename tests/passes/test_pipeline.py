@@ -116,6 +116,6 @@ def test_a_pass_that_breaks_the_module_is_caught():
 
     with (
         tvm.transform.PassContext(instruments=[CheckWellFormed()]),
-        pytest.raises(Exception, match="(?i)free|not defined|well"),
+        pytest.raises(Exception, match=r"(?i)free|not defined|well"),
     ):
         breaks(graph())

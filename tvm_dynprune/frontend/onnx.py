@@ -38,6 +38,8 @@ def from_onnx(path: str | Path, *, batch: int | None = None) -> tvm.IRModule:
         model = onnx.load(path)
     except Exception as error:
         raise ModelError(f"{path}: not a readable ONNX file ({_first_line(error)})") from error
+    if not model.graph.node:  # protobuf takes an empty file for an empty model
+        raise ModelError(f"{path}: not a readable ONNX file (it holds no network)")
     parameters = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     inputs = [item for item in model.graph.input if item.name not in parameters]
     shapes = {item.name: _input_shape(path, item, batch) for item in inputs}

@@ -45,6 +45,8 @@ class TrainConfig:
     warm_up, anneal
         Shares of the training in which gates stay open, and in which the budget then falls from 1
         to its value while the sigmoid's slope rises.
+    gate_learning_rate
+        Of the gates, as a factor: decisions that change slowly can be followed by the network.
     floor
         Mean open fraction below which a gate is pushed open again, so that no layer dies.
     """
@@ -61,8 +63,9 @@ class TrainConfig:
     label_smoothing: float = 0.1
     gate_weight: float = 5.0
     floor: float = 0.15
-    warm_up: float = 0.15
-    anneal: float = 0.45
+    gate_learning_rate: float = 0.2
+    warm_up: float = 0.25
+    anneal: float = 0.35
     slope: tuple[float, float] = (1.0, 3.0)
     validation: int = 5000
     bf16: bool = True
@@ -179,7 +182,7 @@ class _Trainer:
         is_open = done < config.warm_up
         set_gates(self.model, "open" if is_open else "hard", slope=slope)
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(done)
+            group["lr"] = group["factor"] * config.learning_rate * learning_rate_factor(done)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
             logits = self.model(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
@@ -280,21 +283,18 @@ def _as_float(images: Tensor) -> Tensor:
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; no decay for gates, biases and batch norm."""
-    decayed = [p for name, p in model.named_parameters() if _is_decayed(name, p)]
-    others = [p for name, p in model.named_parameters() if not _is_decayed(name, p)]
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.SGD(
-        groups,
-        lr=config.learning_rate,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=config.weight_decay,
-    )
-
-
-def _is_decayed(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim > 1 and not name.startswith("gates.")
+    """SGD with Nesterov momentum; weight decay for the weights of the network only."""
+    named = list(model.named_parameters())
+    gates = [p for name, p in named if name.startswith("gates.")]
+    weights = [p for name, p in named if not name.startswith("gates.") and p.ndim > 1]
+    others = [p for name, p in named if not name.startswith("gates.") and p.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": config.weight_decay, "factor": 1.0},
+        {"params": others, "weight_decay": 0.0, "factor": 1.0},
+        {"params": gates, "weight_decay": 0.0, "factor": config.gate_learning_rate},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
 
 
 def _momentum(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ class CheckWellFormed(PassInstrument):
 
 
 @tvm.ir.instrument.pass_instrument
-class Timer(PassInstrument):
+class Timer:
     """Collects (pass name, milliseconds) in `times_ms`; passes inside a pass are counted in it."""
 
     def __init__(self) -> None:

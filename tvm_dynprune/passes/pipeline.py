@@ -17,7 +17,7 @@ from tvm_dynprune.passes.fuse_kernels import FuseKernels
 from tvm_dynprune.passes.hoist_gate_pooling import HoistGatePooling
 from tvm_dynprune.passes.instruments import CheckWellFormed, Timer
 from tvm_dynprune.passes.linear_to_conv2d import LinearToConv2d
-from tvm_dynprune.passes.lower_kernels import LowerKernels
+from tvm_dynprune.passes.lower_kernels import LowerKernels, check_lowered
 from tvm_dynprune.soc import Soc
 
 
@@ -117,9 +117,17 @@ def lower(
     lowering: str = "auto",
     open_products: Mapping[str, float] | None = None,
 ) -> tvm.IRModule:
-    """Phases 4 and 5: from what `annotate` returned to calls of TIR kernels."""
+    """Phases 4 and 5: from what `annotate` returned to calls of TIR kernels.
+
+    Raises
+    ------
+    NotLoweredError
+        A kernel was not lowered.
+    """
     with soc.tvm_target():
-        return tvm.transform.Sequential(lower_passes(soc, lowering, open_products))(mod)
+        mod = tvm.transform.Sequential(lower_passes(soc, lowering, open_products))(mod)
+    check_lowered(mod)
+    return mod
 
 
 def optimize(mod: tvm.IRModule, soc: Soc, lowering: str = "auto") -> tvm.IRModule:

@@ -2,7 +2,9 @@
 """Artifact: the folder that is deployed.
 
 ==================  ================================================================================
-``library.so``      the compiled network; functions ``main`` (gated) and ``dense`` (its twin)
+``library-*.so``    the compiled network; functions ``main`` (gated) and ``dense`` (its twin). The
+                    name has its checksum, as a process that has loaded one file of a name never
+                    loads another
 ``manifest.json``   versions, target, signatures, gates, costs per layer, checksums
 ``reference.npz``   a few inputs, and the outputs that the model's own framework computed for them
 ==================  ================================================================================
@@ -20,7 +22,7 @@ from tvm_dynprune.files import sha256
 from tvm_dynprune.soc import missing_here
 
 FORMAT = 1
-LIBRARY, MANIFEST, REFERENCE = "library.so", "manifest.json", "reference.npz"
+MANIFEST, REFERENCE = "manifest.json", "reference.npz"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Manifest:
     target: dict[str, Any]
     features: list[str]
     lowering: str
+    library: str
     input_shape: list[int]
     output_shapes: list[list[int]]
     classes: list[str]
@@ -99,7 +102,7 @@ class Artifact:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest with the checksums of the files beside it."""
     table = asdict(manifest)
-    table["checksums"] = {name: sha256(folder / name) for name in (LIBRARY, REFERENCE)}
+    table["checksums"] = {name: sha256(folder / name) for name in (manifest.library, REFERENCE)}
     (folder / MANIFEST).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
@@ -140,7 +143,7 @@ def _check_version(path: Path, manifest: Manifest) -> None:
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:
-    for name in (LIBRARY, REFERENCE):
+    for name in (manifest.library, REFERENCE):
         if not (path / name).is_file():
             raise ArtifactError(f"{path}: {name} is missing; compile the model again")
         if sha256(path / name) != manifest.checksums.get(name):

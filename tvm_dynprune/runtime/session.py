@@ -10,7 +10,7 @@ import tvm
 from tvm import relax
 
 from tvm_dynprune.errors import DataError, UserError
-from tvm_dynprune.runtime.artifact import LIBRARY, Artifact
+from tvm_dynprune.runtime.artifact import Artifact
 from tvm_dynprune.runtime.macs import executed_macs
 
 TOLERANCE = 1e-4  # of the output's scale
@@ -43,7 +43,7 @@ class Session:
         self.artifact, self.manifest = artifact, artifact.manifest
         # Read at every parallel loop; with one thread there is no pool in between.
         os.environ["TVM_NUM_THREADS"] = str(threads)
-        library = tvm.runtime.load_module(str(artifact.path / LIBRARY))
+        library = tvm.runtime.load_module(str(artifact.path / self.manifest.library))
         self._vm = relax.VirtualMachine(library, tvm.cpu())
         self._thresholds = self._default_thresholds()
         self._open = [np.ones((0, gate.channels), bool) for gate in self.manifest.gates]

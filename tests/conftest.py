@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures shared by all tests: a small gated network, its files, and an artifact of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tvm_dynprune.compiler import compile, load_model
+from tvm_dynprune.nn import insert_gates
+from tvm_dynprune.nn.export import write_exported
+from tvm_dynprune.nn.gates import gates_of
+from tvm_dynprune.runtime import Artifact
+from tvm_dynprune.soc import load_soc
+
+IMAGE = (1, 12, 12)
+
+
+class SmallNetwork(nn.Module):
+    """Three convolutions, two of which `insert_gates` gates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 3, padding=1)
+        self.first = nn.Conv2d(16, 32, 3, padding=1)
+        self.second = nn.Conv2d(32, 32, 3, stride=2, padding=1)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.second(torch.relu(self.first(x))))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="session")
+def gated_network() -> nn.Module:
+    """A gated network whose gates differ between inputs."""
+    torch.manual_seed(3)
+    model = insert_gates(SmallNetwork(), group_size=8).eval()
+    for gate in gates_of(model).values():
+        nn.init.normal_(gate.conv.weight)
+        nn.init.normal_(gate.conv.bias, std=0.3)
+    return model
+
+
+@pytest.fixture(scope="session")
+def onnx_file(gated_network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "small.onnx"
+    write_exported(gated_network, IMAGE, path, classes=["ant", "bee", "cat", "dog"])
+    return path
+
+
+@pytest.fixture(scope="session")
+def artifact(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    out = tmp_path_factory.mktemp("artifact") / "small"
+    return compile(load_model(onnx_file), load_soc("host"), out)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shipped network on the shipped images: every lowering picks PyTorch's classes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tvm_dynprune.bench.run import as_input
+from tvm_dynprune.compiler import compile, load_model
+from tvm_dynprune.data import load_images
+from tvm_dynprune.demo import NETWORK, REFERENCE
+from tvm_dynprune.files import shipped
+from tvm_dynprune.runtime import Session
+from tvm_dynprune.soc import load_soc
+
+DEMO = shipped("demo")
+
+
+@pytest.mark.parametrize("lowering", ["indexed", "if", "dense"])
+def test_classes_equal_masked_pytorch(tmp_path: Path, lowering: str) -> None:
+    model = load_model(DEMO / NETWORK)
+    session = Session(compile(model, load_soc("host"), tmp_path / "a", lowering=lowering))
+    data = load_images(DEMO / "fashion-mnist-sample", "test")
+    reference = np.load(DEMO / REFERENCE, allow_pickle=False)["logits"]
+    logits = session.run(as_input(data.images))
+    assert len(data) == len(logits) == 1000
+    assert (logits.argmax(1) == reference.argmax(1)).sum() >= 999
+    assert np.abs(logits - reference).max() <= 1e-4 * np.abs(reference).max()
+
+
+def test_the_log_tells_what_the_demo_claims() -> None:
+    last = {
+        name: json.loads((DEMO / f"train_{name}.jsonl").read_text().splitlines()[-1])
+        for name in ("gated", "dense")
+    }
+    assert last["gated"]["epoch"] == last["dense"]["epoch"]
+    assert last["gated"]["test_mac_cut"] >= 0.5
+    assert last["gated"]["test_accuracy"] >= last["dense"]["test_accuracy"] - 0.005

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may import whom: the layers of the package stay layers."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "tvm_dynprune"
+FREE = {"errors", "files", "data", "progress"}
+EVERYTHING = {path.stem for path in PACKAGE.iterdir()}
+
+# What each part may import of the package, besides what is free to all.
+INSIDE = {
+    "__init__": EVERYTHING,
+    "cli": EVERYTHING,
+    "bench": EVERYTHING - {"cli", "demo"},
+    "demo": EVERYTHING - {"cli"},
+    "compiler": {"doctor", "frontend", "passes", "runtime", "soc"},
+    "doctor": {"soc"},
+    "data": set(),
+    "errors": set(),
+    "files": set(),
+    "frontend": {"nn"},
+    "kernels": set(),
+    "nn": set(),
+    "passes": {"kernels", "soc"},
+    "progress": set(),
+    "report": set(),
+    "runtime": {"soc"},
+    "soc": set(),
+    "tables": set(),
+    "tune": {"kernels", "soc"},
+}
+# Single modules that hold nothing but what both sides must agree on.
+ALSO = {
+    ("frontend", "passes.dataflow"),  # reading a dataflow block
+    ("nn", "frontend.names"),  # the keys under which files keep the class names
+}
+# What each part may import from outside, besides the standard library.
+OUTSIDE = {
+    "__init__": set(),
+    "bench": {"numpy", "torch"},
+    "cli": {"numpy", "rich", "typer"},
+    "compiler": {"numpy", "tvm"},
+    "data": {"PIL", "numpy"},
+    "demo": {"numpy"},
+    "doctor": set(),
+    "errors": set(),
+    "files": set(),
+    "frontend": {"numpy", "onnx", "torch", "tvm"},
+    "kernels": {"numpy", "tvm"},
+    "nn": {"numpy", "rich", "safetensors", "torch"},
+    "passes": {"numpy", "tvm", "tvm_ffi"},
+    "progress": {"rich"},
+    "report": {"matplotlib", "numpy"},
+    "runtime": {"numpy", "tvm"},
+    "soc": {"tomli", "tvm"},
+    "tables": {"numpy", "rich"},
+    "tune": {"numpy", "tvm"},
+}
+
+
+def part_of(path: Path) -> str:
+    """ "passes" for ``passes/gates.py``, "cli" for ``cli.py``."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of all modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            modules = {node.module}
+            if node.module in ("tvm_dynprune", *(f"tvm_dynprune.{p}" for p in INSIDE)):
+                modules = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= modules
+    return found
+
+
+def test_every_part_has_its_rules():
+    parts = {part_of(path) for path in PACKAGE.rglob("*.py")}
+    assert parts <= set(INSIDE)
+    assert parts <= set(OUTSIDE)
+
+
+def forbidden(path: Path) -> list[str]:
+    """The imports of a file that the tables above do not allow."""
+    part, wrong = part_of(path), []
+    for module in imported(path):
+        top, *rest = module.split(".")
+        if top != "tvm_dynprune":
+            if top not in sys.stdlib_module_names and top not in OUTSIDE[part]:
+                wrong.append(module)
+        elif rest and rest[0] not in {part} | FREE | INSIDE[part]:
+            if not any((part, ".".join(rest[:n])) in ALSO for n in (1, 2)):
+                wrong.append(module)
+    return wrong
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_imports_stay_within_the_layers(path):
+    assert forbidden(path) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "source", "wrong"),
+    [
+        ("kernels/new.py", "from tvm_dynprune.passes.gates import Gate", True),
+        ("kernels/new.py", "def f():\n    import torch", True),
+        ("report/new.py", "import tvm.relax", True),
+        ("runtime/new.py", "from tvm_dynprune import passes", True),
+        ("nn/new.py", "from tvm_dynprune.frontend import from_onnx", True),
+        ("passes/new.py", "from tvm_dynprune.kernels.conv2d import conv2d", False),
+        ("report/new.py", "import json", False),
+    ],
+)
+def test_the_rules_find_what_they_forbid(place, source, wrong, tmp_path, monkeypatch):
+    path = tmp_path / place
+    path.parent.mkdir()
+    path.write_text(source)
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    assert bool(forbidden(path)) is wrong
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import tvm_dynprune",
+        "import tvm_dynprune.runtime",
+        "import tvm_dynprune.compiler",
+        "import tvm_dynprune.cli",
+        "import tvm_dynprune.report",
+        "from tvm_dynprune.frontend import from_onnx",
+    ],
+)
+def test_torch_is_not_loaded_by(statement):
+    code = f"{statement}; import sys; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
