@@ -2,6 +2,7 @@
 """The command line as a user types it, in a process of its own."""
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from PIL import Image
 
 from tvm_dynprune.runtime import Artifact
+
+# A shipped SoC of another architecture than the machine that runs the tests.
+FOREIGN = "x86-avx2" if platform.machine() in ("aarch64", "arm64") else "raspberry-pi-5"
 
 
 def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -52,9 +56,7 @@ def test_socs_and_doctor() -> None:
     assert "C++ compiler" in result.stdout
 
 
-def test_compile_run_and_report(
-    onnx_file: Path, class_folders: Path, tmp_path: Path
-) -> None:
+def test_compile_run_and_report(onnx_file: Path, class_folders: Path, tmp_path: Path) -> None:
     out = tmp_path / "artifact"
     compiled = run("compile", onnx_file, "--out", out, "--lowering", "indexed", "--time-passes")
     assert compiled.returncode == 0, compiled.stderr
@@ -115,6 +117,7 @@ def test_bad_input_is_one_line(onnx_file: Path, artifact: Artifact, tmp_path: Pa
     cases = [
         (["compile", onnx_file, "--out", taken], "--force"),
         (["compile", onnx_file, "--out", new, "--soc", "pdp-11"], "raspberry-pi-5"),
+        (["compile", onnx_file, "--out", new, "--soc", FOREIGN], "this machine lacks"),
         (["compile", onnx_file, "--out", new, "--lowering", "fast"], "indexed"),
         (["compile", tmp_path / "bad.onnx", "--out", new], "not a readable ONNX file"),
         (["compile", tmp_path / "bad.pt2", "--out", new], "not a torch.export file"),

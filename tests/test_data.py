@@ -115,7 +115,7 @@ def test_empty_split(tmp_path: Path) -> None:
 
 def test_label_without_a_class(tmp_path: Path) -> None:
     write_idx(tmp_path)
-    with pytest.raises(DataError, match="label 9 .*only 3 classes"):
+    with pytest.raises(DataError, match=r"label 9 .*only 3 classes"):
         load_images(tmp_path, "train", classes=["a", "b", "c"])
 
 
@@ -224,7 +224,7 @@ def test_class_names_give_the_folders_their_labels(tmp_path: Path) -> None:
     write_folders(tmp_path)
     data = load_images(tmp_path, "test", classes=["cat", "ant", "bee"])
     assert data.labels.tolist() == [0, 0, 1, 2, 2, 2]
-    with pytest.raises(DataError, match="no folder for class 'dog'.*ant, bee, cat"):
+    with pytest.raises(DataError, match=r"no folder for class 'dog'.*ant, bee, cat"):
         load_images(tmp_path, "test", classes=["cat", "dog"])
 
 

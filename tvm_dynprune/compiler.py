@@ -31,7 +31,7 @@ from tvm_dynprune.runtime.artifact import (
 )
 from tvm_dynprune.runtime.macs import layer_pairs
 from tvm_dynprune.runtime.session import Session
-from tvm_dynprune.soc import Soc, required_features
+from tvm_dynprune.soc import Soc, missing_here, required_features
 
 logger = logging.getLogger(__name__)
 
@@ -122,12 +122,19 @@ def compile(
     OutputExistsError
         `out` exists and `force` is false.
     ToolError
-        There is no C++ compiler to link the library with.
+        There is no C++ compiler to link the library with, or the SoC is of another kind than this
+        machine, where the result could not be compared with the reference.
     NotLoweredError
         The compiled network does not compute what the reference does.
     """
     out = Path(out)
     refuse_existing(out, force=force)
+    missing = missing_here(soc.target, required_features(soc))
+    if missing:
+        raise ToolError(
+            f"SoC {soc.name}: this machine lacks {missing}, so the result cannot be tested here; "
+            "compile on the device itself with --soc host"
+        )
     if find_compiler() is None:
         raise ToolError("no C++ compiler to link the library with; `tvm-dynprune doctor` says more")
     with pipeline.pass_context(dump_ir, timer):

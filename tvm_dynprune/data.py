@@ -14,6 +14,7 @@ a folder per class        ``train/<class>/*.png`` and ``test/<class>/*.png``; wi
 """
 
 import gzip
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -228,14 +229,15 @@ def _idx_classes(directory: Path) -> tuple[str, ...]:
 def _read_idx(path: Path, magic: int) -> UInt8Array:
     content = _read_bytes(path)
     dimensions = magic & 0xFF
-    header = np.frombuffer(content[: 4 * (1 + dimensions)], dtype=">u4")
-    if len(header) != 1 + dimensions or header[0] != magic:
+    start = 4 * (1 + dimensions)
+    if len(content) < start or int.from_bytes(content[:4], "big") != magic:
         raise DataError(f"{path}: not an IDX file (magic number 0x{magic:08x}): download it again")
-    shape = tuple(int(size) for size in header[1:])
-    have, want = len(content) - header.nbytes, int(np.prod(shape))
+    shape = tuple(np.frombuffer(content[4:start], dtype=">u4").tolist())
+    have, want = len(content) - start, math.prod(shape)
     if have != want:
         raise DataError(f"{path}: {have} bytes of data, its header says {want}: download it again")
-    return np.frombuffer(content, dtype=np.uint8, offset=header.nbytes).reshape(shape)
+    # Copied, since PyTorch warns of arrays that cannot be written.
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -318,6 +320,8 @@ def _load_class_folders(root: Path, *, classes: tuple[str, ...] | None) -> Label
                 )
             images.append(pixels)
             labels.append(label)
+    if not images:
+        raise DataError(f"{root}: no images of the classes {', '.join(names)}: check the folders")
     return LabelledImages(np.stack(images), np.array(labels, dtype=np.int64), names)
 
 

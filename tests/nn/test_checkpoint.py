@@ -109,7 +109,7 @@ def test_damaged_json(tmp_path: Path, content: bytes) -> None:
         ({"group_size": 7}, "damaged"),
         ({"group_size": "8"}, "damaged"),
         ({"gate": "other"}, "damaged"),
-        ({"network": ["fashion_cnn"]}, ""),
+        ({"network": ["fashion_cnn"]}, "is not one of fashion_cnn"),
     ],
 )
 def test_json_that_says_something_else(

@@ -13,12 +13,11 @@ from safetensors.torch import load_file
 from tests.nn.util import config, write_data
 from tvm_dynprune.data import load_images
 from tvm_dynprune.errors import CheckpointError, DataError, OutputExistsError, UserError
-from tvm_dynprune.nn import train as module
 from tvm_dynprune.nn.checkpoint import LOG, MOMENTUM, WEIGHTS, load_checkpoint, read_info
 from tvm_dynprune.nn.gates import gates_of
 from tvm_dynprune.nn.loss import expected_mac_fraction
 from tvm_dynprune.nn.macs import plan_macs
-from tvm_dynprune.nn.train import evaluate, floor_loss, learning_rate_factor, train
+from tvm_dynprune.nn.train import _Trainer, evaluate, floor_loss, learning_rate_factor, train
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Press Ctrl-C before the given step, counted from 1 over all epochs."""
-    whole, taken = module._Trainer._step, []
+    whole, taken = _Trainer._step, []
 
     def interrupted(self: Any, *arguments: Any) -> float:
         taken.append(1)
@@ -44,7 +43,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             raise KeyboardInterrupt
         return whole(self, *arguments)
 
-    monkeypatch.setattr(module._Trainer, "_step", interrupted)
+    monkeypatch.setattr(_Trainer, "_step", interrupted)
 
 
 def assert_same_checkpoint(got: Path, wanted: Path) -> None:
@@ -201,7 +200,7 @@ def test_fewer_images_than_one_batch(data: Path, tmp_path: Path) -> None:
 
 
 def test_gradients_reach_every_gate(data: Path, tmp_path: Path) -> None:
-    trainer = module._Trainer(config(data), tmp_path / "out", resume=False)
+    trainer = _Trainer(config(data), tmp_path / "out", resume=False)
     images = torch.rand(8, 1, 28, 28)
     trainer.model.train()
     trainer._step(images, torch.arange(8), done=0.3)
@@ -213,7 +212,7 @@ def test_gradients_reach_every_gate(data: Path, tmp_path: Path) -> None:
 
 
 def test_gates_stay_open_in_the_warm_up(data: Path, tmp_path: Path) -> None:
-    trainer = module._Trainer(config(data), tmp_path / "out", resume=False)
+    trainer = _Trainer(config(data), tmp_path / "out", resume=False)
     trainer.model.train()
     trainer._step(torch.rand(8, 1, 28, 28), torch.arange(8), done=0.0)
     assert {gate.mode for gate in gates_of(trainer.model).values()} == {"open"}
@@ -221,7 +220,7 @@ def test_gates_stay_open_in_the_warm_up(data: Path, tmp_path: Path) -> None:
 
 
 def test_floor_loss(data: Path, tmp_path: Path) -> None:
-    trainer = module._Trainer(config(data), tmp_path / "out", resume=False)
+    trainer = _Trainer(config(data), tmp_path / "out", resume=False)
     first, second, *others = gates_of(trainer.model).values()
     first.switches = torch.tensor([[1.0, 0.0], [0.0, 0.0]])  # a quarter open
     second.switches = torch.zeros(2, 2)

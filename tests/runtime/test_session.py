@@ -38,7 +38,9 @@ def test_tells_open_groups_and_macs_of_the_last_run(
     session = Session(artifact)
     session.run(images)
     assert list(session.open_groups) == ["first", "second"]
-    for gate, decided in zip(gates_of(gated_network).values(), session.open_groups.values()):
+    for gate, decided in zip(
+        gates_of(gated_network).values(), session.open_groups.values(), strict=True
+    ):
         assert decided.shape == (5, gate.groups)
     counted = count_macs(gated_network, torch.from_numpy(images)).executed_total
     np.testing.assert_array_equal(session.macs, counted.numpy())

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tvm_dynprune.errors import CheckpointError
+from tvm_dynprune.errors import CheckpointError, ModelError
 from tvm_dynprune.files import write_atomic
 from tvm_dynprune.nn.insert import insert_gates
 from tvm_dynprune.nn.networks import NETWORKS, build_network
@@ -60,13 +60,15 @@ class CheckpointInfo:
 def save_checkpoint(
     folder: Path, model: nn.Module, info: CheckpointInfo, momentum: dict[str, Tensor]
 ) -> None:
-    """Write a checkpoint; each file is complete at any time, and checkpoint.json comes last."""
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    for name, tensors in ((WEIGHTS, weights), (MOMENTUM, momentum)):
-        with write_atomic(folder / name) as path:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, path)
-    with write_atomic(folder / INFO) as path:
-        path.write_text(json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8")
+    """Write a checkpoint; interrupted while writing, the one before stays whole."""
+    with (
+        write_atomic(folder / INFO) as info_path,
+        write_atomic(folder / MOMENTUM) as momentum_path,
+        write_atomic(folder / WEIGHTS) as weights_path,
+    ):
+        for tensors, path in ((model.state_dict(), weights_path), (momentum, momentum_path)):
+            save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+        info_path.write_text(json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8")
 
 
 def load_checkpoint(folder: Path) -> tuple[nn.Module, CheckpointInfo]:
@@ -79,7 +81,12 @@ def load_checkpoint(folder: Path) -> tuple[nn.Module, CheckpointInfo]:
     """
     info = read_info(folder)
     weights = _read_tensors(folder / WEIGHTS)
-    model = info.build()
+    try:
+        model = info.build()
+    except (ModelError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / INFO}: damaged ({error}); use another checkpoint"
+        ) from None
     _check_weights(folder, model, weights)
     model.load_state_dict(weights)
     return model.eval(), info
@@ -110,7 +117,7 @@ def read_info(folder: Path) -> CheckpointInfo:
         raise CheckpointError(f"{path}: damaged ({error}); use another checkpoint") from None
     if info.format != FORMAT:
         raise CheckpointError(f"{path}: format {info.format}, this version reads {FORMAT}")
-    if info.network not in NETWORKS:
+    if info.network not in tuple(NETWORKS):  # a list is no key
         raise CheckpointError(
             f"{path}: network {info.network!r} is not one of {', '.join(NETWORKS)}"
         )

@@ -20,10 +20,12 @@ from tvm_dynprune.data import LabelledImages, has_split, load_images
 from tvm_dynprune.errors import CheckpointError, UserError
 from tvm_dynprune.files import refuse_existing, remove
 from tvm_dynprune.nn.checkpoint import (
+    INFO,
     LOG,
     CheckpointInfo,
     load_checkpoint,
     load_momentum,
+    read_info,
     save_checkpoint,
 )
 from tvm_dynprune.nn.gates import gates_of, set_gates
@@ -91,15 +93,23 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, force: bool =
     """
     if not resume:
         refuse_existing(out, force=force)
-        remove(out)
     trainer = _Trainer(config, out, resume=resume)
+    if not resume:
+        remove(out)
     try:
         trainer.run()
     except KeyboardInterrupt:
-        raise UserError(
-            f"interrupted in epoch {trainer.info.epoch + 1} of {config.epochs}: epoch "
-            f"{trainer.info.epoch} is in {out}; the same command with --resume continues"
-        ) from None
+        raise UserError(_interrupted(config, out)) from None
+
+
+def _interrupted(config: TrainConfig, out: Path) -> str:
+    if not (out / INFO).is_file():
+        return f"interrupted in epoch 1 of {config.epochs}: no checkpoint yet; start again"
+    saved = read_info(out).epoch
+    return (
+        f"interrupted in epoch {min(saved + 1, config.epochs)} of {config.epochs}: epoch {saved} "
+        f"is in {out}; the same command with --resume continues"
+    )
 
 
 class _Trainer:
@@ -203,9 +213,14 @@ def floor_loss(model: nn.Module, floor: float) -> Tensor:
 
 
 def _spread_gates(model: nn.Module) -> None:
-    """Give gates small random weights: equal ones would all close in the same step."""
+    """Give gates small random weights and spread biases.
+
+    Equal groups would all close in the same step, and with them the whole layer.
+    """
     for gate in gates_of(model).values():
         nn.init.normal_(gate.conv.weight, std=gate.conv.in_channels**-0.5)
+        with torch.no_grad():
+            gate.conv.bias.add_(torch.linspace(-1.5, 1.5, gate.groups))
 
 
 def learning_rate_factor(done: float) -> float:

@@ -66,6 +66,8 @@ class Session:
             No gate has that name, or it has no threshold.
         """
         known = self.thresholds
+        if not known:
+            raise UserError(f"{self.manifest.network} has no gate with a threshold to change")
         if not isinstance(thresholds, Mapping):
             thresholds = dict.fromkeys(known, float(thresholds))
         unknown = sorted(set(thresholds) - set(known))

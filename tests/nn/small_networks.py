@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks small enough to count their MACs by hand, and gates that decide what they are told."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from tvm_dynprune.nn.gates import gates_of
+from tvm_dynprune.nn.macs import count_macs
+
+
+def decide(model: nn.Module, decisions: dict[str, Sequence[int]]) -> None:
+    """Let gates decide one thing whatever the input: 1 open, 0 closed, by group."""
+    for name, groups in decisions.items():
+        gate = gates_of(model)[f"gates.{name}"]
+        assert gate.conv.bias is not None
+        nn.init.zeros_(gate.conv.weight)
+        gate.conv.bias.data = torch.tensor([1.0 if is_open else -1.0 for is_open in groups])
+
+
+def executed(model: nn.Module, shape: tuple[int, int, int] = (3, 6, 6)) -> dict[str, int]:
+    """MACs by layer of one input."""
+    count = count_macs(model, torch.rand(1, *shape))
+    return {name: int(macs) for name, macs in count.executed.items()}
+
+
+class Chain(nn.Module):
+    """6x6 pixels, 3x3 convolutions of 3, 4, 6 and 8 channels, the last with stride 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 6, 3, padding=1)
+        self.conv3 = nn.Conv2d(6, 8, 3, stride=2, padding=1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv2(self.conv1(x).relu()).relu()
+        return self.fc(self.conv3(x).relu().mean((2, 3)))
+
+
+class Residual(nn.Module):
+    """Two blocks of the same width at 6x6 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.conv1 = nn.Conv2d(4, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(4)
+        self.conv3 = nn.Conv2d(4, 8, 1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        y = self.bn2(self.conv2(self.conv1(x).relu()))
+        return self.fc(self.conv3((x + y).relu()).relu().mean((2, 3)))
+
+
+class Fire(nn.Module):
+    """A squeeze of 4, two expansions of 4 side by side, and a 1x1 convolution over both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.squeeze = nn.Conv2d(4, 4, 1)
+        self.left = nn.Conv2d(4, 4, 1)
+        self.right = nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.squeeze(self.stem(x).relu()).relu()
+        both = torch.cat([self.left(x).relu(), self.right(x).relu()], 1)
+        # Without the activation the compiler would take the mean first, which costs less.
+        return self.last(both).relu().mean((2, 3))
+
+
+class Inverted(nn.Module):
+    """Expansion, depthwise, projection; with batch norm a closed channel is not 0 by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.expand = nn.Sequential(nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
+        depthwise = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8, bias=False)
+        self.depthwise = nn.Sequential(depthwise, nn.BatchNorm2d(8), nn.ReLU6())
+        self.project = nn.Sequential(nn.Conv2d(8, 4, 1, bias=False), nn.BatchNorm2d(4))
+        self.head = nn.Conv2d(4, 2, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.project(self.depthwise(self.expand(self.stem(x).relu())))
+        return self.head(x).mean((2, 3))
