@@ -14,7 +14,7 @@ from tests.random_networks import Network, RandomNetwork, networks
 from tvm_dynprune.frontend.exported import from_exported
 from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.expose_gates import gate_infos
-from tvm_dynprune.soc import Soc, load_soc
+from tvm_dynprune.soc import load_soc
 
 TOLERANCE = 1e-4  # of the output's scale
 SETTINGS = {
@@ -25,19 +25,22 @@ SETTINGS = {
 }
 
 
-def check(network: Network) -> None:
+def check(specification: Network) -> None:
     """Compile in three ways and compare outputs and decisions with PyTorch."""
-    model = RandomNetwork(network).eval()
-    rng = np.random.default_rng(network.seed)
-    x = rng.standard_normal((network.batch, 3, *network.size)).astype("float32")
+    model = RandomNetwork(specification).eval()
+    rng = np.random.default_rng(specification.seed)
+    x = rng.standard_normal((specification.batch, 3, *specification.size)).astype("float32")
     expected, decisions = reference(model, torch.from_numpy(x))
     annotated = pipeline.annotate(from_exported(torch.export.export(model, (torch.from_numpy(x),))))
     infos = gate_infos(annotated["main"])
     assert len(infos) == len(decisions)
     thresholds = [info.threshold for info in infos if info.threshold is not None]
     arguments = [x, *[np.array(thresholds, "float32")] * bool(thresholds)]
+    dense = machine(annotated, "dense")
     for lowering in ("dense", "if", "indexed"):
-        out, *opened = compute(annotated, lowering, arguments)
+        network = dense if lowering == "dense" else machine(annotated, lowering)
+        results(dense, [np.full_like(x, np.nan), *arguments[1:]])  # NaN in the memory used next
+        out, *opened = results(network, arguments)
         scale = max(float(np.abs(expected).max()), 1e-3)
         assert np.abs(out - expected).max() <= TOLERANCE * scale, lowering
         for got, wanted in zip(opened, decisions, strict=True):
@@ -58,21 +61,18 @@ def reference(model: RandomNetwork, x: torch.Tensor) -> tuple[np.ndarray, list[n
         return model(x).numpy(), decisions
 
 
-def compute(mod: tvm.IRModule, lowering: str, arguments: list[np.ndarray]) -> list[np.ndarray]:
-    """Results of the compiled network, in memory that held other numbers before."""
-    machine = relax.VirtualMachine(
-        pipeline.build(pipeline.lower(mod, quick_host(), lowering), quick_host()), tvm.cpu()
-    )
-    dirt = np.where(arguments[0] > 0, np.float32(1e30), np.float32(np.nan))
-    machine["main"](*map(tvm.runtime.tensor, [dirt, *arguments[1:]]))
-    result = machine["main"](*map(tvm.runtime.tensor, arguments))
-    return [r.numpy() for r in ([result] if hasattr(result, "numpy") else result)]
-
-
-def quick_host() -> Soc:
-    """This machine, compiled for without LLVM's optimisations: a third of the time."""
+def machine(mod: tvm.IRModule, lowering: str) -> relax.VirtualMachine:
+    """The network compiled without LLVM's optimisations: a third of the time."""
     host = load_soc("host")
-    return replace(host, target={**host.target, "opt-level": 0})
+    quick = replace(host, target={**host.target, "opt-level": 0})
+    return relax.VirtualMachine(
+        pipeline.build(pipeline.lower(mod, quick, lowering), quick), tvm.cpu()
+    )
+
+
+def results(network: relax.VirtualMachine, arguments: list[np.ndarray]) -> list[np.ndarray]:
+    """Output and decisions."""
+    return [r.numpy() for r in network["main"](*map(tvm.runtime.tensor, arguments))]
 
 
 @settings(max_examples=12, **SETTINGS)

@@ -193,6 +193,13 @@ def a_returned_tensor_is_needed(g: Graph, x: Var):
     return y, g.conv(z, 24, name="project")
 
 
+@case(expand=("", "m"), depthwise=("", "m"))
+def a_gated_depthwise_result_is_returned(g: Graph, x: Var):
+    # The channels of an open block that the expansion leaves out must not spoil the result.
+    y = g.conv(x, 30, 1, name="expand", bias=True)
+    return g.times(g.depthwise(y, bias=True), g.gate(x, 30, 3, name="m"))
+
+
 # What must not be used.
 
 
@@ -206,6 +213,13 @@ def a_mask_from_the_own_result(g: Graph, x: Var):
 def a_gate_that_reads_the_expansion(g: Graph, x: Var):
     y = g.relu6(g.conv(x, 16, 1, name="expand", bias=True))
     z = g.times(g.depthwise(y, bias=True), g.gate(y, 16, 8, name="late"))
+    return g.conv(z, 24, name="project")
+
+
+@case(expand=("", "m"), depthwise=("", "late"), project=("late", ""))
+def a_gate_that_reads_a_gated_expansion(g: Graph, x: Var):
+    y = g.times(g.relu6(g.conv(x, 16, 1, name="expand", bias=True)), g.gate(x, 16, 4, name="m"))
+    z = g.times(g.relu6(g.depthwise(y, bias=True)), g.gate(y, 16, 8, name="late"))
     return g.conv(z, 24, name="project")
 
 

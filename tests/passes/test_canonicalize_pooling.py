@@ -56,6 +56,7 @@ def test_dropped_axes_become_a_reshape(axes):
         lambda x: op.nn.adaptive_avg_pool2d(x, (2, 1)),
         lambda x: op.nn.avg_pool2d(x, (4, 4)),
         lambda x: op.nn.avg_pool2d(x, (4, 6), padding=1),
+        lambda x: op.nn.avg_pool2d(x, (4, 6), (9, 9), padding=1),
         lambda x: op.nn.max_pool2d(x, (4, 6)),
         lambda x: op.mean(x, axis=[1, 2], keepdims=True),
         lambda x: op.mean(x, axis=[0, 2, 3], keepdims=True),

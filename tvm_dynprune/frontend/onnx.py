@@ -61,7 +61,9 @@ def load_onnx(
     evaluator = ReferenceEvaluator(model)
 
     def reference(x: np.ndarray) -> list[np.ndarray]:
-        return [np.asarray(output) for output in evaluator.run(None, {evaluator.input_names[0]: x})]
+        return [
+            np.asarray(output) for output in evaluator.run(None, {str(evaluator.input_names[0]): x})
+        ]
 
     stored = {item.key: item.value for item in model.metadata_props}
     return mod, reference, tuple(json.loads(stored.get(CLASSES_KEY, "[]")))

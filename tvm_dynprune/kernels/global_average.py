@@ -31,12 +31,13 @@ def global_average(spec: GlobalAverage) -> tirx.PrimFunc:
         with T.prim_func():
             T.func_attr({"tirx.noalias": True})
             x = x_map.argument("x")
+            list_out = count_out = None
             if spec.listed:
                 list_out = T.arg("list_out", T.buffer((x_map.batch, x_map.blocks), "int32"))
                 count_out = T.arg("count_out", T.buffer((x_map.batch, 2), "int32"))
             y = spec.y.argument("y")
             with T.serial(0, x_map.batch) as n:
-                if not spec.listed:
+                if list_out is None or count_out is None:
                     with T.parallel(0, x_map.blocks) as block:
                         _block(x_map, x, y, n, block)
                 else:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks with random weights whose gates are set to a wanted open fraction, for benchmarks."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -22,10 +24,7 @@ def forced_network(name: str, *, group_size: int, open_fraction: float, seed: in
     gates = gates_of(model).values()
     for gate in gates:
         nn.init.normal_(gate.conv.weight)
-    handles = [
-        gate.register_forward_pre_hook(lambda g, inputs: _set(g, inputs[0], open_fraction))
-        for gate in gates
-    ]
+    handles = [gate.register_forward_pre_hook(partial(_set, open_fraction)) for gate in gates]
     with torch.no_grad():
         model(torch.rand(1, *network_spec(name).input_shape))
     for handle in handles:
@@ -49,8 +48,9 @@ def network_with_mac_cut(
     return forced_network(name, group_size=group_size, open_fraction=high, seed=seed), high
 
 
-def _set(gate: LKAMGate, x: Tensor, open_fraction: float) -> None:
-    logits = gate.logits(x).flatten().sort().values
+def _set(open_fraction: float, gate: nn.Module, inputs: tuple[Tensor]) -> None:
+    assert isinstance(gate, LKAMGate)
+    logits = gate.logits(inputs[0]).flatten().sort().values
     closed = round(len(logits) * (1 - open_fraction))
     edges = torch.cat([logits[:1] - 1, (logits[1:] + logits[:-1]) / 2, logits[-1:] + 1])
     gate.threshold.fill_(float(edges[closed]))

@@ -10,6 +10,7 @@ costs ``open_in * G``: its mean runs before its 1x1 convolution. Everything else
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -118,7 +119,7 @@ def plan_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> MacPlan:
     """
     module = model if isinstance(model, fx.GraphModule) else fx.GraphModule(model, trace(model))
     shapes = _shapes(module, input_shape)
-    modules = dict(module.named_modules(remove_duplicate=False))
+    modules: dict[str, nn.Module] = dict(module.named_modules(remove_duplicate=False))
     steps = [_step(node, modules, shapes) for node in module.graph.nodes]
     layers = [layer for step in steps for layer in _layer(step, modules, shapes)]
     dense: dict[str, int] = {}
@@ -169,12 +170,11 @@ def recorded_masks(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Yield a dictionary that each forward pass in the block fills: gate name to mask (N, C)."""
     masks: dict[str, Tensor] = {}
 
-    def record(name: str, mask: Tensor) -> None:
+    def record(name: str, _gate: nn.Module, _inputs: object, mask: Tensor) -> None:
         masks[name] = mask[:, :, 0, 0]
 
     handles = [
-        gate.register_forward_hook(lambda _m, _x, mask, name=name: record(name, mask))
-        for name, gate in gates_of(model).items()
+        gate.register_forward_hook(partial(record, name)) for name, gate in gates_of(model).items()
     ]
     try:
         yield masks
