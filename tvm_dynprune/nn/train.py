@@ -1,294 +1,369 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training: task loss and gate loss to a MAC budget, resumable to the same result."""
+"""Training: task loss + gate loss with a budget of MACs, gates annealed from open to hard."""
 
-import dataclasses
 import json
 import logging
+import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvm_dynprune.data import LabelledImages, has_split, load_images
-from tvm_dynprune.errors import CheckpointError, DataError, UserError
+from tvm_dynprune.errors import CheckpointError, UserError
 from tvm_dynprune.files import refuse_existing, remove
-from tvm_dynprune.nn.batches import (
-    ImageSet,
-    as_tensors,
-    epoch_seed,
-    split_validation,
-    training_batches,
-)
 from tvm_dynprune.nn.checkpoint import (
+    INFO,
+    LOG,
     CheckpointInfo,
-    build_from,
-    current_versions,
-    load_info,
+    load_checkpoint,
+    load_momentum,
+    read_info,
     save_checkpoint,
-    write_text,
 )
-from tvm_dynprune.nn.evaluate import Evaluation, evaluate
 from tvm_dynprune.nn.gates import gates_of, set_gates
 from tvm_dynprune.nn.loss import gate_loss
-from tvm_dynprune.nn.macs import MacPlan, plan_macs
+from tvm_dynprune.nn.macs import MacPlan, count_macs, plan_macs
 from tvm_dynprune.nn.networks import network_spec
-from tvm_dynprune.nn.resume import load_training_state, save_training_state
-from tvm_dynprune.nn.schedule import gate_schedule, learning_rate
 
-Precision = Literal["auto", "bf16", "fp32"]
-_log = logging.getLogger(__name__)
-_MOMENTUM = 0.9
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of one training; together with the data they decide its result.
+    """How to train; the defaults train the demo's network.
 
     Attributes
     ----------
-    data
-        Directory that `tvm_dynprune.data.load_images` reads.
-    out
-        Checkpoint folder to write.
-    network
-        A key of `tvm_dynprune.nn.networks.NETWORKS`.
-    gate
-        Kind of gate; None trains the dense network.
-    group_size, include, exclude
-        As for `insert_gates`.
     budget
-        Wanted share of the dense MACs, in (0, 1].
-    epochs, batch_size
-        Passes over the training images, and images per step.
-    lr
-        Peak learning rate of the weights, and `gate_lr` of the gates.
-    weight_decay
-        Of convolution and linear weights, not of gates, biases and batch norm.
-    gate_weight
-        Weight of the gate loss beside the task loss.
-    label_smoothing
-        In [0, 1).
-    flip
-        Mirror training images at random; wrong for digits and text.
-    validation
-        Images of the train split held out to watch the training, at most a tenth of it.
-    seed
-        Decides initial weights, held-out images, order and augmentation.
-    precision
-        ``bf16`` (autocast), ``fp32``, or ``auto``: bf16 where the CPU has instructions for it.
+        Wanted share of the dense MACs, in (0, 1]; without a meaning for a dense network.
+    warm_up, anneal
+        Shares of the training in which gates stay open, and in which the budget then falls from 1
+        to its value while the sigmoid's slope rises.
+    gate_learning_rate
+        Of the gates, as a factor: decisions that change slowly can be followed by the network.
+    floor
+        Mean open fraction below which a gate is pushed open again, so that no layer dies.
     """
 
-    data: Path
-    out: Path
-    network: str = "fashion_cnn"
+    network: str
+    data: str
     gate: str | None = "lkam"
     group_size: int = 8
-    include: tuple[str, ...] | None = None
-    exclude: tuple[str, ...] | None = None
     budget: float = 0.35
-    epochs: int = 10
+    epochs: int = 12
     batch_size: int = 128
-    lr: float = 0.1
-    gate_lr: float = 0.1
+    learning_rate: float = 0.05
     weight_decay: float = 5e-4
-    gate_weight: float = 10.0
-    label_smoothing: float = 0.05
-    flip: bool = True
+    label_smoothing: float = 0.1
+    gate_weight: float = 5.0
+    floor: float = 0.15
+    gate_learning_rate: float = 0.2
+    warm_up: float = 0.25
+    anneal: float = 0.35
+    slope: tuple[float, float] = (1.0, 3.0)
     validation: int = 5000
+    bf16: bool = True
     seed: int = 0
-    precision: Precision = "auto"
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if not 0 < self.budget <= 1:
-            raise UserError(f"budget {self.budget}: it is a share of the dense MACs, in (0, 1]")
-        for name in ("epochs", "batch_size", "validation"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)}: it must be at least 1")
 
 
-def saved_config(out: Path) -> TrainConfig:
-    """Return the settings that the checkpoint in `out` was trained with.
+def train(config: TrainConfig, out: Path, *, resume: bool = False, force: bool = False) -> None:
+    """Train a network and write a checkpoint after every epoch.
 
-    Raises
-    ------
-    CheckpointError
-        There is no checkpoint, it is damaged, or was not written by `train`.
-    """
-    content = dict(load_info(out).config)
-    try:
-        for name in ("include", "exclude"):
-            content[name] = None if content[name] is None else tuple(content[name])
-        content["data"], content["out"] = Path(content["data"]), out
-        return TrainConfig(**content)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{out}: no settings of a training in it: {error}") from error
-
-
-def train(
-    config: TrainConfig,
-    *,
-    resume: bool = False,
-    force: bool = False,
-    console: Console | None = None,
-) -> CheckpointInfo:
-    """Train a network, write a checkpoint after each epoch, and test it at the end.
-
-    Parameters
-    ----------
-    config
-        All settings.
-    resume
-        Continue from the last epoch saved in ``config.out`` to the result that an unbroken run
-        reaches (bit by bit on the same machine with the same number of threads).
-    force
-        Remove what is in ``config.out`` first.
-    console
-        Where progress is shown; None shows none.
-
-    Returns
-    -------
-    CheckpointInfo
-        As saved: ``history`` has a record per epoch, ``test`` the figures on the test images (None
-        if the data set has none).
+    The same configuration gives the same weights, also when interrupted and resumed: whatever is
+    random in an epoch is drawn from (seed, epoch).
 
     Raises
     ------
     OutputExistsError
-        ``config.out`` exists, and neither `resume` nor `force` was asked for.
-    CheckpointError
-        `resume` without a checkpoint, with a damaged one, or with other settings.
+        `out` exists, and neither `resume` nor `force` is given.
     DataError
-        The data is missing or its images do not fit the network.
+        The data is not there or has another image size than the network.
+    CheckpointError
+        `resume` with no checkpoint, or one of another configuration.
     UserError
-        The loss is not finite, or the training was interrupted; the last epoch stays saved.
+        The loss became NaN, or the user interrupted; the message says how to go on.
     """
-    config = dataclasses.replace(config, precision=_resolve(config.precision))
-    if resume:
-        _check_same_settings(saved_config(config.out), config)
-    else:
-        refuse_existing(config.out, force=force)
-    data = load_images(config.data, "train")
-    _check_shape(data, config)
     if not resume:
-        remove(config.out)
-    with torch.random.fork_rng(devices=[]):
-        run = _Run.start(config, data)
-        if resume:
-            run.restore()
-        return run.to_the_end(console)
+        refuse_existing(out, force=force)
+    trainer = _Trainer(config, out, resume=resume)
+    if not resume:
+        remove(out)
+    try:
+        trainer.run()
+    except KeyboardInterrupt:
+        raise UserError(_interrupted(config, out)) from None
 
 
-def _resolve(precision: Precision) -> Precision:
-    if precision != "auto":
-        return precision
-    # Without these instructions PyTorch emulates bf16, several times slower than fp32.
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+def _interrupted(config: TrainConfig, out: Path) -> str:
+    if not (out / INFO).is_file():
+        return f"interrupted in epoch 1 of {config.epochs}: no checkpoint yet; start again"
+    saved = read_info(out).epoch
+    return (
+        f"interrupted in epoch {min(saved + 1, config.epochs)} of {config.epochs}: epoch {saved} "
+        f"is in {out}; the same command with --resume continues"
+    )
 
 
-def _check_same_settings(saved: TrainConfig, asked: TrainConfig) -> None:
-    for field in dataclasses.fields(TrainConfig):
-        before, now = getattr(saved, field.name), getattr(asked, field.name)
-        if before != now and field.name not in ("data", "out"):
-            raise CheckpointError(
-                f"{asked.out}: was trained with {field.name} {before}, not {now}: "
-                f"resume with {before}, or start anew with another --out"
-            )
-
-
-def _check_shape(data: LabelledImages, config: TrainConfig) -> None:
-    shape, want = data.images.shape[1:], network_spec(config.network).input_shape
-    if shape != want:
-        raise DataError(
-            f"{config.data}: images are {_times(shape)} (channels, height, width), "
-            f"{config.network} takes {_times(want)}: choose another network or resize the images"
-        )
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
-
-
-@dataclass
-class _Run:
-    """A training under way."""
-
-    config: TrainConfig
-    info: CheckpointInfo
-    model: nn.Module
-    plan: MacPlan
-    optimizer: torch.optim.Optimizer
-    training: ImageSet
-    held_out: ImageSet
-    history: list[Mapping[str, Any]]
-
-    @classmethod
-    def start(cls, config: TrainConfig, data: LabelledImages) -> "_Run":
-        """Build everything from the seed, before the first epoch."""
-        pixels = as_tensors(data)
-        training, held_out = split_validation(
-            pixels, min(config.validation, max(1, len(data) // 10)), config.seed
-        )
-        if len(training) < config.batch_size:
-            raise DataError(
-                f"{config.data}: {len(training)} training images are less than one batch of "
-                f"{config.batch_size}: choose a smaller --batch-size"
-            )
-        mean, std = _statistics(training.images)
-        info = CheckpointInfo(
-            network=config.network,
-            classes=data.classes,
-            mean=mean,
-            std=std,
-            gate=config.gate,
-            group_size=config.group_size,
-            include=config.include,
-            exclude=config.exclude,
-            config=_as_json(config),
-            versions=current_versions(),
-        )
+class _Trainer:
+    def __init__(self, config: TrainConfig, out: Path, *, resume: bool) -> None:
+        self.config, self.out = config, out
+        self.training, self.validation = _split(config)
+        self.info = _fresh_info(config, self.training.classes)
         torch.manual_seed(config.seed)
-        model = build_from(info).to(memory_format=torch.channels_last)
-        plan = plan_macs(model, network_spec(config.network).input_shape)
-        optimizer = _optimizer(model, config)
-        return cls(config, info, model, plan, optimizer, training, held_out, [])
+        if resume:
+            self.model, self.info = _resumed(config, out)
+        else:
+            self.model = self.info.build()
+            _spread_gates(self.model)
+        self.model.to(memory_format=torch.channels_last)
+        self.optimizer = _optimizer(self.model, config)
+        if resume:
+            _restore_momentum(self.model, self.optimizer, load_momentum(out))
+        self.plan = plan_macs(self.model, network_spec(config.network).input_shape)
+        self.steps_per_epoch = len(self.training) // config.batch_size
 
-    def restore(self) -> None:
-        """Go back to the last epoch saved."""
-        done = load_training_state(self.config.out, self.model, self.optimizer, self.config.network)
-        self.history = list(done.history)
-
-    def to_the_end(self, console: Console | None) -> CheckpointInfo:
-        """Train the epochs that are missing, then test."""
-        steps = len(self.training) // self.config.batch_size
-        try:
-            with _progress(console) as progress:
-                for epoch in range(len(self.history), self.config.epochs):
-                    task = progress.add_task(self._title(epoch), total=steps)
-                    self._epoch(epoch, steps, lambda task=task: progress.advance(task))
-                    self._save()
-            return self._finish()
-        except KeyboardInterrupt as error:
-            raise UserError(self._interrupted()) from error
-
-    def _title(self, epoch: int) -> str:
-        last = self.history[-1] if self.history else None
-        reached = "" if last is None else f", {last['validation_accuracy']:.2%} so far"
-        return f"epoch {epoch + 1} of {self.config.epochs}{reached}"
-
-    def _interrupted(self) -> str:
-        saved = len(self.history)
-        if saved == 0:
-            return f"{self.config.out}: interrupted before the end of epoch 1: nothing is saved"
-        return (
-            f"{self.config.out}: interrupted after epoch {saved} of {self.config.epochs}, "
-            "which is saved: the same command with --resume continues"
+    def run(self) -> None:
+        """Train the epochs that are left, then evaluate on the test images if there are any."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
         )
+        total = self.config.epochs * self.steps_per_epoch
+        with Progress(*columns) as progress:
+            done = self.info.epoch * self.steps_per_epoch
+            task = progress.add_task("training", total=total, completed=done)
+            for epoch in range(self.info.epoch, self.config.epochs):
+                started = time.perf_counter()
+                loss = self._epoch(
+                    epoch, lambda text: progress.update(task, advance=1, description=text)
+                )
+                record = {"epoch": epoch + 1, "loss": round(loss, 4)}
+                record |= evaluate(self.model, self.validation, self.plan, prefix="validation_")
+                record["seconds"] = round(time.perf_counter() - started, 1)
+                self._finish_epoch(record)
+        if has_split(Path(self.config.data), "test") and "test_accuracy" not in self._last():
+            test = load_images(Path(self.config.data), "test", classes=self.info.classes)
+            self._finish_epoch(self._last() | evaluate(self.model, test, self.plan, prefix="test_"))
+
+    def _last(self) -> dict:
+        return self.info.history[-1] if self.info.history else {}
+
+    def _finish_epoch(self, record: dict) -> None:
+        """Add a record to history and log, and write the checkpoint."""
+        self.info.history = [r for r in self.info.history if r["epoch"] != record["epoch"]]
+        self.info.history.append(record)
+        self.info.epoch = record["epoch"]
+        momentum = _momentum(self.model, self.optimizer)
+        save_checkpoint(self.out, self.model, self.info, momentum)
+        with (self.out / LOG).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+        logger.info("%s", json.dumps(record))
+
+    def _epoch(self, epoch: int, advance) -> float:
+        config, losses = self.config, []
+        generator = torch.Generator().manual_seed(config.seed * 10_007 + epoch)
+        self.model.train()
+        for step, (images, labels) in enumerate(_batches(self.training, config, generator)):
+            done = (epoch * self.steps_per_epoch + step) / (config.epochs * self.steps_per_epoch)
+            loss = self._step(images, labels, done)
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"loss is {loss} in epoch {epoch + 1}, step {step + 1}"
+                    f"{_first_bad(self.model)}: train with a smaller --learning-rate"
+                )
+            losses.append(loss)
+            advance(f"epoch {epoch + 1}/{config.epochs}  loss {np.mean(losses[-50:]):.3f}")
+        return float(np.mean(losses))
+
+    def _step(self, images: Tensor, labels: Tensor, done: float) -> float:
+        config = self.config
+        annealed = min(1.0, max(0.0, (done - config.warm_up) / config.anneal))
+        slope = config.slope[0] * (config.slope[1] / config.slope[0]) ** annealed
+        is_open = done < config.warm_up
+        set_gates(self.model, "open" if is_open else "hard", slope=slope)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["factor"] * config.learning_rate * learning_rate_factor(done)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+            logits = self.model(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+        if config.gate is not None and not is_open:
+            budget = 1 + (config.budget - 1) * annealed
+            wanted = gate_loss(self.model, self.plan, budget)
+            loss = loss + config.gate_weight * (wanted + floor_loss(self.model, config.floor))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.detach())
+
+
+def floor_loss(model: nn.Module, floor: float) -> Tensor:
+    """Sum over gates of (floor - mean open fraction) squared, where that is positive."""
+    means = [g.switches.mean() for g in gates_of(model).values() if g.switches is not None]
+    return (floor - torch.stack(means)).clamp(min=0).square().sum()
+
+
+def _spread_gates(model: nn.Module) -> None:
+    """Give gates small random weights and spread biases.
+
+    Equal groups would all close in the same step, and with them the whole layer.
+    """
+    for gate in gates_of(model).values():
+        nn.init.normal_(gate.conv.weight, std=gate.conv.in_channels**-0.5)
+        with torch.no_grad():
+            gate.conv.bias.add_(torch.linspace(-1.5, 1.5, gate.groups))
+
+
+def learning_rate_factor(done: float) -> float:
+    """One cycle: up linearly over the first fifth, down to 0 by a cosine; `done` in [0, 1]."""
+    if done < 0.2:
+        return 0.1 + 0.9 * done / 0.2
+    return 0.5 * (1 + math.cos(math.pi * (done - 0.2) / 0.8))
+
+
+def evaluate(
+    model: nn.Module, data: LabelledImages, plan: MacPlan, *, prefix: str = ""
+) -> dict[str, float]:
+    """Accuracy and MAC cut with hard gates, as a record with prefixed names."""
+    model.eval()
+    set_gates(model, "hard")
+    correct, executed = 0, 0.0
+    for start in range(0, len(data), 500):
+        images = _as_float(torch.from_numpy(data.images[start : start + 500]))
+        labels = torch.from_numpy(data.labels[start : start + 500])
+        with torch.no_grad():
+            correct += int((model(images).argmax(1) == labels).sum())
+            if gates_of(model):
+                count = count_macs(model, images)
+                executed += float(count.executed_total.double().sum())
+    record = {f"{prefix}accuracy": round(correct / len(data), 5)}
+    if gates_of(model):
+        record[f"{prefix}mac_cut"] = round(1 - executed / len(data) / plan.dense_total, 4)
+    return record
+
+
+def _split(config: TrainConfig) -> tuple[LabelledImages, LabelledImages]:
+    """Training and validation images; which is which depends on the number of images only."""
+    data = load_images(Path(config.data), "train")
+    shape = network_spec(config.network).input_shape
+    if data.images.shape[1:] != shape:
+        raise UserError(
+            f"{config.data}: images of {data.images.shape[1:]}, {config.network} takes {shape}"
+        )
+    order = np.random.default_rng(1).permutation(len(data))
+    held = min(config.validation, len(data) // 5)
+    parts = order[held:], order[:held]
+    first, second = (LabelledImages(data.images[p], data.labels[p], data.classes) for p in parts)
+    if len(first) < config.batch_size:
+        raise UserError(f"{config.data}: {len(first)} images are fewer than one batch")
+    return first, second
+
+
+def _batches(
+    data: LabelledImages, config: TrainConfig, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled batches, each image shifted by up to an eighth of its width, and mirrored."""
+    order = torch.randperm(len(data), generator=generator)
+    images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+    reach = max(1, data.images.shape[-1] // 8 - 1) if data.images.shape[-1] < 32 else 4
+    for start in range(0, len(data) - config.batch_size + 1, config.batch_size):
+        index = order[start : start + config.batch_size]
+        yield _augmented(_as_float(images[index]), reach, generator), labels[index]
+
+
+def _augmented(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
+    n, _, height, width = images.shape
+    padded = F.pad(images, (reach,) * 4)
+    shifts = torch.randint(0, 2 * reach + 1, (n, 2), generator=generator)
+    rows = shifts[:, :1] + torch.arange(height)
+    columns = shifts[:, 1:] + torch.arange(width)
+    mirrored = torch.rand(n, generator=generator) < 0.5
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    index = torch.arange(n)[:, None, None]
+    moved = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def _as_float(images: Tensor) -> Tensor:
+    return images.float().div(255)
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; weight decay for the weights of the network only."""
+    named = list(model.named_parameters())
+    gates = [p for name, p in named if name.startswith("gates.")]
+    weights = [p for name, p in named if not name.startswith("gates.") and p.ndim > 1]
+    others = [p for name, p in named if not name.startswith("gates.") and p.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": config.weight_decay, "factor": 1.0},
+        {"params": others, "weight_decay": 0.0, "factor": 1.0},
+        {"params": gates, "weight_decay": 0.0, "factor": config.gate_learning_rate},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
+
+
+def _momentum(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        name: optimizer.state[parameter]["momentum_buffer"]
+        for name, parameter in model.named_parameters()
+        if optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
+    }
+
+
+def _restore_momentum(
+    model: nn.Module, optimizer: torch.optim.Optimizer, momentum: dict[str, Tensor]
+) -> None:
+    for name, parameter in model.named_parameters():
+        if name in momentum:
+            restored = momentum[name].to(memory_format=torch.preserve_format)
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(
+                restored
+            )
+
+
+def _fresh_info(config: TrainConfig, classes: tuple[str, ...]) -> CheckpointInfo:
+    spec = network_spec(config.network)
+    return CheckpointInfo(
+        network=config.network,
+        classes=list(classes),
+        mean=list(spec.mean),
+        std=list(spec.std),
+        gate=config.gate,
+        group_size=None if config.gate is None else config.group_size,
+        training={**asdict(config), "slope": list(config.slope)},
+        versions={name: version(name) for name in ("torch", "numpy")},
+    )
+
+
+def _resumed(config: TrainConfig, out: Path) -> tuple[nn.Module, CheckpointInfo]:
+    model, info = load_checkpoint(out)
+    wanted = _fresh_info(config, tuple(info.classes)).training
+    different = sorted(k for k in wanted if k != "data" and wanted[k] != info.training.get(k))
+    if different:
+        key = different[0]
+        raise CheckpointError(
+            f"{out}: was trained with {key} = {info.training.get(key)}, not {wanted[key]}; resume "
+            "with the same options"
+        )
+    return model, info
+
+
+def _first_bad(model: nn.Module) -> str:
+    """Name the first layer whose weights or gradients are not finite."""
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        if not torch.isfinite(parameter).all() or (
+            gradient is not None and not torch.isfinite(gradient).all()
+        ):
+            return f", first in layer {name.rsplit('.', 1)[0]}"
+    return ""

@@ -2,6 +2,7 @@
 """fashion_cnn: the demo's network for Fashion-MNIST, 29 million MACs."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ class FashionCNN(nn.Module):
         self.normalise = Normalise(mean, std)
         widths = (1, 32, 32, 64, 64, 128, 128)
         layers: list[nn.Module] = []
-        for i, (c_in, c_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (c_in, c_out) in enumerate(pairwise(widths)):
             if i in (2, 4):
                 layers.append(nn.MaxPool2d(2))
             layers += [
