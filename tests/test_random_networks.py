@@ -82,7 +82,7 @@ def test_random_networks(network):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, **SETTINGS)
+@settings(max_examples=100, **SETTINGS)
 @given(networks())
 def test_many_random_networks(network):
     check(network)
