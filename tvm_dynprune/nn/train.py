@@ -123,7 +123,7 @@ class _Trainer:
         else:
             self.model = self.info.build()
             _spread_gates(self.model)
-        self.model.to(memory_format=torch.channels_last)
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.optimizer = _optimizer(self.model, config)
         if resume:
             _restore_momentum(self.model, self.optimizer, load_momentum(out))
@@ -220,6 +220,7 @@ def _spread_gates(model: nn.Module) -> None:
     for gate in gates_of(model).values():
         nn.init.normal_(gate.conv.weight, std=gate.conv.in_channels**-0.5)
         with torch.no_grad():
+            assert gate.conv.bias is not None
             gate.conv.bias.add_(torch.linspace(-1.5, 1.5, gate.groups))
 
 
