@@ -2,6 +2,7 @@
 """torch.export → Relax."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def load_exported(
     path: Path, *, batch: int | None = None
 ) -> tuple[tvm.IRModule, Callable[[np.ndarray], list[np.ndarray]], tuple[str, ...]]:
     """Read a ``.pt2`` file: Relax module, reference (PyTorch), class names if stored."""
+    if not zipfile.is_zipfile(path):  # torch would log a page about it
+        raise ModelError(f"{path}: not a torch.export file (.pt2)")
     extra = {CLASSES_FILE: ""}
     try:
         program = torch.export.load(path, extra_files=extra)
