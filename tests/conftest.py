@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -55,3 +56,10 @@ def onnx_file(gated_network: nn.Module, tmp_path_factory: pytest.TempPathFactory
 def artifact(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     out = tmp_path_factory.mktemp("artifact") / "small"
     return compile(load_model(onnx_file), load_soc("host"), out)
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    # Of different brightness, so that the gates' decisions differ.
+    brightness = np.linspace(0.05, 1, 5, dtype="float32")[:, None, None, None]
+    return brightness * np.random.default_rng(1).random((5, 1, 12, 12), "float32")

@@ -58,10 +58,13 @@ def test_socs_and_doctor() -> None:
 
 def test_compile_run_and_report(onnx_file: Path, class_folders: Path, tmp_path: Path) -> None:
     out = tmp_path / "artifact"
-    compiled = run("compile", onnx_file, "--out", out, "--lowering", "indexed", "--time-passes")
+    compiled = run(
+        "compile", onnx_file, "--out", out, "--lowering", "indexed", "--time-passes", "--explain"
+    )
     assert compiled.returncode == 0, compiled.stderr
     assert "2 gates" in compiled.stdout
     assert "LowerKernels" in compiled.stdout
+    assert "relative cost: direct" in compiled.stdout
     measured = run("run", out, "--data", class_folders, "--json", tmp_path / "run.json")
     assert measured.returncode == 0, measured.stderr
     assert "realised fraction" in measured.stdout or "MAC cut" in measured.stdout
@@ -127,6 +130,7 @@ def test_bad_input_is_one_line(onnx_file: Path, artifact: Artifact, tmp_path: Pa
         (["export", taken, "--out", tmp_path / "m.onnx"], "no checkpoint"),
         (["train", "--data", taken, "--out", new], str(taken)),
         (["bench", "lenet"], "vgg16_bn"),
+        (["bench", "vgg16_bn", "--against", "fast"], "onnxruntime,openvino"),
         (["report", tmp_path / "none.json"], "none.json"),
     ]
     for arguments, text in cases:

@@ -66,7 +66,8 @@ def machine(mod: tvm.IRModule, lowering: str) -> relax.VirtualMachine:
     host = load_soc("host")
     quick = replace(host, target={**host.target, "opt-level": 0})
     return relax.VirtualMachine(
-        pipeline.build(pipeline.lower(mod, quick, lowering), quick), tvm.cpu()
+        pipeline.build(pipeline.lower(pipeline.choose(mod, quick, lowering), quick), quick),
+        tvm.cpu(),
     )
 
 

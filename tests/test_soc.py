@@ -10,6 +10,7 @@ from tvm.target import codegen
 
 from tvm_dynprune.errors import SocError
 from tvm_dynprune.soc import (
+    Cost,
     Soc,
     count_cores,
     detect_host,
@@ -33,6 +34,10 @@ l3_kib = 0
 [target]
 mtriple = "aarch64-linux-gnu"
 mcpu = "cortex-a53"
+
+[cost]
+transform = 2.0
+weight = 8
 """
 
 
@@ -144,7 +149,7 @@ def test_a_name_is_no_path(name):
 def test_a_profile_is_read_whole(profile):
     target = {"mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a53"}
     assert read_profile(profile(PROFILE)) == Soc(
-        "board", "a board", target, 2, 4, 32, l1d_kib=32, l2_kib=512, l3_kib=0
+        "board", "a board", target, 2, 4, 32, l1d_kib=32, l2_kib=512, l3_kib=0, cost=Cost(2.0, 8)
     )
 
 
@@ -170,6 +175,9 @@ def test_a_soc_does_not_change(profile):
         ("l2_kib = 512", "l2_kib = 0.5", r"l2_kib = 0\.5 is not a positive whole number"),
         ('"a board"', "7", r"description = 7 is not a text"),
         ('mcpu = "cortex-a53"', 'mcpu = ["a"]', r"target\.mcpu = \['a'\] is not a str"),
+        ("transform = 2.0", "transform = 0", r"cost\.transform = 0 is not a positive number"),
+        ("weight = 8", 'weight = "8"', r"cost\.weight = '8' is not a positive number"),
+        ("weight = 8", "weights = 8", r"unknown key cost\.weights; known are transform, weight"),
         ("cores = 2", "cores =", r"board\.toml: not a TOML file"),
     ],
 )
@@ -180,9 +188,13 @@ def test_a_malformed_profile_is_named_with_file_and_key(profile, old, new, messa
     assert "\n" not in str(caught.value)
 
 
-def test_a_target_that_is_no_table_is_an_error(profile):
-    text = 'target = "llvm"\n' + PROFILE.split("\n\n[target]")[0]
-    with pytest.raises(SocError, match="target is not a table"):
+@pytest.mark.parametrize("name", ["target", "cost"])
+def test_a_table_that_is_none_is_an_error(profile, name):
+    head, target, cost = PROFILE.split("\n\n")
+    others = {"target": target, "cost": cost}
+    del others[name]
+    text = "\n\n".join([f'{name} = "llvm"\n{head}', *others.values()])
+    with pytest.raises(SocError, match=f"{name} is not a table"):
         read_profile(profile(text))
 
 

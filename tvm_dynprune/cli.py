@@ -119,6 +119,9 @@ def compile_command(
         typer.Option(help="Write the module after every pass into this folder."),
     ] = None,
     time_passes: Annotated[bool, typer.Option("--time-passes", help="Time the passes.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print each layer's kernel and why.")
+    ] = False,
     force: Force = False,
 ) -> None:
     """Compile a model into an artifact for one SoC."""
@@ -129,6 +132,7 @@ def compile_command(
     from tvm_dynprune.passes.instruments import Timer
     from tvm_dynprune.progress import working
     from tvm_dynprune.soc import load_soc
+    from tvm_dynprune.tables import choices_table
 
     refuse_existing(out, force=force)
     timer = Timer() if time_passes else None
@@ -150,6 +154,8 @@ def compile_command(
         )
     for name, milliseconds in timer.times_ms if timer else []:
         _console().print(f"{milliseconds:10.1f} ms  {name}")
+    if explain:
+        _console().print(choices_table(artifact.manifest.choices))
     gates = len(artifact.manifest.gates)
     _console().print(f"{out}: {gates} gates, error {artifact.manifest.max_abs_error:.1e} of scale")
 
@@ -198,50 +204,66 @@ def run(
 def bench(
     what: Annotated[str, typer.Argument(help="Artifact folder, or the name of a network.")],
     mac_cut: Annotated[Optional[float], typer.Option(help="Forced gates: MAC cut.")] = None,  # noqa: UP045
-    open_fraction: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="Forced gates: share of open groups (0.5)."),
-    ] = None,
+    open_fraction: Annotated[float, typer.Option(help="Forced gates: share of open groups.")] = 0.5,
+    against: Annotated[
+        str, typer.Option(help="Other engines: onnxruntime,openvino,mnn,ncnn,torch.")
+    ] = "",
     group_size: Annotated[int, typer.Option(min=1)] = 16,
     lowering: Lowering = "indexed",
     soc: SocName = "host",
+    layers: Annotated[bool, typer.Option("--layers", help="Also time every layer.")] = False,
     inputs: Annotated[int, typer.Option(min=1, help="Random images.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 10,
     threads: Threads = 1,
     seed: Annotated[int, typer.Option()] = 0,
     json_out: JsonOut = None,
 ) -> None:
-    """Time the gated and the dense network in turns."""
+    """Time the gated and the dense network, and other engines, in turns."""
     import tempfile
 
     import numpy as np
 
-    from tvm_dynprune.bench.bench import compile_forced, measure_bench
+    from tvm_dynprune.bench.bench import measure_bench
+    from tvm_dynprune.bench.engines import PEERS
+    from tvm_dynprune.bench.forced import Gating, compile_forced, force_gates
+    from tvm_dynprune.bench.layers import measure_layers
     from tvm_dynprune.progress import working
     from tvm_dynprune.runtime import Artifact
+    from tvm_dynprune.tables import layers_table
 
     for name, value in (("--mac-cut", mac_cut), ("--open-fraction", open_fraction)):
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{name} {value}: a fraction between 0 and 1")
+    peers = [name for name in against.split(",") if name]
+    if unknown := [name for name in peers if name not in PEERS]:
+        raise UserError(f"--against {unknown[0]}: one or more of {','.join(PEERS)}")
     with tempfile.TemporaryDirectory() as folder:
+        forced = None
         if Path(what).is_dir():
+            if peers:
+                raise UserError("--against runs networks by name: an artifact is ours alone")
             artifact = Artifact.load(what)
         else:
             with working(f"compiling {what} with forced gates"):
-                artifact = compile_forced(
-                    what,
-                    Path(folder) / "artifact",
-                    soc=soc,
-                    lowering=_lowering(lowering),
-                    group_size=group_size,
-                    open_fraction=open_fraction,
-                    mac_cut=mac_cut,
-                    seed=seed,
-                )
+                forced = force_gates(what, Gating(group_size, open_fraction, mac_cut, seed))
+                out = Path(folder) / "artifact"
+                artifact = compile_forced(forced, out, soc=soc, lowering=_lowering(lowering))
         batch, *size = artifact.manifest.input_shape
         images = np.random.default_rng(seed).random((inputs * batch, *size), "float32")
-        result = measure_bench(artifact, images, threads=threads, rounds=rounds, seed=seed)
+        result = measure_bench(
+            artifact,
+            images,
+            forced=forced,
+            against=peers,
+            threads=threads,
+            rounds=rounds,
+            seed=seed,
+        )
+        if layers:
+            result["layers"] = measure_layers(artifact, images[:batch])
     _show(result, json_out)
+    if layers and str(json_out) != "-":
+        _console().print(layers_table(result["layers"]))
 
 
 @app.command()

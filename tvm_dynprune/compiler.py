@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a model file to an artifact: import, optimise, build, compare with the reference, write."""
 
+import json
 import logging
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,15 @@ from tvm_dynprune.doctor import find_compiler
 from tvm_dynprune.errors import ModelError, NotLoweredError, ToolError, UnusableGateError
 from tvm_dynprune.files import refuse_existing, sha256, write_folder_atomic
 from tvm_dynprune.passes import pipeline
-from tvm_dynprune.passes.composite import is_composite
+from tvm_dynprune.passes.choose_algorithm import choices_of
 from tvm_dynprune.passes.dataflow import Dataflow, shape_of
 from tvm_dynprune.passes.expose_gates import gate_infos
 from tvm_dynprune.passes.gates import find_gates
 from tvm_dynprune.passes.instruments import Timer
 from tvm_dynprune.passes.layer_macs import layer_macs
+from tvm_dynprune.passes.lower_kernels import KERNEL_CALLS
 from tvm_dynprune.runtime.artifact import (
+    FUNCTIONS,
     REFERENCE,
     Artifact,
     Gate,
@@ -144,10 +147,14 @@ def compile(
         open_products = None
         if calibration is not None and lowering == "auto":
             open_products = _open_products(model, annotated, soc, calibration)
-        lowered = pipeline.lower(annotated, soc, lowering, open_products)
+        chosen = pipeline.choose(annotated, soc, lowering, open_products)
+        lowered = pipeline.lower(chosen, soc)
         executable = pipeline.build(lowered, soc)
-    choices = _choices(annotated, lowering, open_products)
-    manifest = _manifest(model, annotated, soc, lowering, choices, unused)
+    manifest = replace(
+        _manifest(model, annotated, soc, lowering, unused),
+        choices=[asdict(c) for c in choices_of(chosen["main"], dict(chosen.functions_items()))],
+        kernels={name: json.loads(lowered[name].attrs[KERNEL_CALLS]) for name in FUNCTIONS},
+    )
     with write_folder_atomic(out, force=force) as folder:
         manifest = replace(manifest, library=_export(executable, folder))
         _write_reference(folder, model, manifest)
@@ -173,8 +180,10 @@ def _open_products(
     model: Model, annotated: tvm.IRModule, soc: Soc, images: np.ndarray
 ) -> dict[str, float]:
     """Layer → mean of open_in * open_out over `images`, as a fraction of all pairs."""
-    executable = pipeline.build(pipeline.lower(annotated, soc, "indexed"), soc)
-    manifest = _manifest(model, annotated, soc, "indexed", {}, {})
+    executable = pipeline.build(
+        pipeline.lower(pipeline.choose(annotated, soc, "indexed"), soc), soc
+    )
+    manifest = _manifest(model, annotated, soc, "indexed", {})
     with tempfile.TemporaryDirectory() as name:
         manifest = replace(manifest, library=_export(executable, Path(name)))
         session = Session(Artifact(Path(name), manifest))
@@ -188,24 +197,11 @@ def _open_products(
     return products
 
 
-def _choices(
-    annotated: tvm.IRModule, lowering: str, open_products: dict[str, float] | None
-) -> dict[str, str]:
-    """Layer → lowering of the convolutions that a gate touches."""
-    chosen = tvm.transform.Sequential([pipeline.ChooseLowering(lowering, open_products)])(annotated)
-    return {
-        str(func.attrs["layer"]): str(func.attrs["lowering"])
-        for _, func in chosen.functions_items()
-        if is_composite(func) and {"open_in", "open_out"} & {str(r) for r in func.attrs["roles"]}
-    }
-
-
 def _manifest(
     model: Model,
     annotated: tvm.IRModule,
     soc: Soc,
     lowering: str,
-    choices: dict[str, str],
     unused: dict[str, str],
 ) -> Manifest:
     functions = dict(annotated.functions_items())
@@ -229,7 +225,8 @@ def _manifest(
         ],
         layers=layer_macs(main, functions),
         dense_layers=layer_macs(dense, functions),
-        lowerings=choices,
+        choices=[],
+        kernels={},
         unused_gates=unused,
         max_abs_error=None,
         versions=versions(),

@@ -25,11 +25,28 @@ if TYPE_CHECKING:
     from tvm.target import Target
 
 HOST = "host"
+# By (is x86-64, lanes): whose kernel costs the host takes.
+_SIMILAR = {
+    (True, 16): "x86-avx512",
+    (True, 8): "x86-avx2",
+    (True, 4): "x86-avx2",
+    (False, 4): "aarch64-generic",
+}
 TARGET_KEYS = {"mtriple": str, "mcpu": str, "mattr": list}
 REQUIRED_TARGET_KEYS = ("mtriple", "mcpu")
 # What `host` turns off where the kernel (or a hypervisor) hides it although LLVM, which goes by
 # the model's name, believes it there. avx512f takes every other AVX-512 feature with it.
 X86_FEATURES = ("avx2", "fma", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one core's kernels cost, relative to a vector multiply-add out of the nearest cache."""
+
+    transform: float
+    """One vector of Winograd's transformed input or output."""
+    weight: float
+    """Bringing one vector of weights to the core."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,8 @@ class Soc:
     """Level-2 cache as one core sees it, in KiB."""
     l3_kib: int
     """Last-level cache shared by the cores, in KiB; 0 where there is none."""
+    cost: Cost
+    """By which the compiler chooses between kernels; of a similar machine for ``host``."""
 
     def tvm_target(self) -> "Target":
         """TVM's target for code that runs on this SoC, with ``num-cores`` set.
@@ -121,7 +140,18 @@ def read_profile(path: Path) -> Soc:
         if kind is str and (not isinstance(value, str) or not value):
             raise SocError(f"{path}: {key} = {value!r} is not a text")
     _check_target(path, table["target"])
-    return Soc(name=path.stem, **table)
+    return Soc(name=path.stem, **table | {"cost": _read_cost(path, table["cost"])})
+
+
+def _read_cost(path: Path, table: object) -> Cost:
+    keys = [field.name for field in fields(Cost)]
+    if not isinstance(table, dict):
+        raise SocError(f"{path}: cost is not a table with {', '.join(keys)}")
+    _check_keys(path, "cost.", table, keys, required=keys)
+    for key, value in table.items():
+        if type(value) not in (int, float) or not 0 < value < float("inf"):
+            raise SocError(f"{path}: cost.{key} = {value!r} is not a positive number")
+    return Cost(**table)
 
 
 def _check_target(path: Path, target: object) -> None:
@@ -184,6 +214,7 @@ def detect_host() -> Soc:
         l1d_kib=l1d,
         l2_kib=l2,
         l3_kib=l3,
+        cost=load_soc(_SIMILAR[architecture == "x86_64", lanes]).cost,
     )
 
 

@@ -48,3 +48,38 @@ def bench_table(result: dict[str, Any]) -> Table:
         + ("–" if realised is None else f"{realised:.2f}")
     )
     return table
+
+
+def choices_table(choices: list[dict[str, Any]]) -> Table:
+    """How each convolution is computed, and why."""
+    table = Table()
+    for column in ("layer", "lowering", "algorithm", "reason"):
+        table.add_column(column)
+    for one in choices:
+        lowering = one["lowering"] if one["gated"] else "dense (no gate)"
+        table.add_row(one["layer"], lowering, one["algorithm"], one["reason"])
+    return table
+
+
+def layers_table(result: dict[str, Any]) -> Table:
+    """Where the time goes, per layer."""
+    table = Table(title=f"one core's peak: {result['peak_gflops']:.0f} GFLOP/s")
+    columns = ("layer", "dense ms", "of peak", "gated ms", "of peak", "MAC cut", "realised")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for row in result["layers"]:
+        share = [row[f"{name}_gflops"] / result["peak_gflops"] for name in ("dense", "gated")]
+        realised = row["realised_fraction"]
+        table.add_row(
+            row["layer"],
+            f"{row['dense_ms']:.3f}",
+            f"{share[0]:.0%}",
+            f"{row['gated_ms']:.3f}",
+            f"{share[1]:.0%}",
+            f"{row['mac_cut']:.0%}",
+            "–" if realised is None else f"{realised:.2f}",
+        )
+    for name in ("dense", "gated"):
+        total = sum(row[f"{name}_ms"] for row in result["layers"])
+        table.caption = f"{table.caption or ''}{name} {total:.3f} ms  "
+    return table

@@ -75,7 +75,9 @@ def check_numbers(net: type[Net], mod: tvm.IRModule, batch: int, lowerings) -> N
     infos = gate_infos(annotated["main"])
     thresholds = [info.threshold for info in infos if info.threshold is not None]
     for lowering in lowerings:
-        executable = pipeline.build(pipeline.lower(annotated, quick, lowering), quick)
+        executable = pipeline.build(
+            pipeline.lower(pipeline.choose(annotated, quick, lowering), quick), quick
+        )
         machine = relax.VirtualMachine(executable, tvm.cpu())
         arguments = [x, *[np.array(thresholds, "float32")] * bool(thresholds)]
         out, is_open = machine["main"](*map(tvm.runtime.tensor, arguments))

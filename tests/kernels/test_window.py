@@ -9,8 +9,8 @@ from tests.kernels.util import (
     blocked,
     compiled,
     halo_of,
-    lists,
     open_channels,
+    open_list,
     plain,
     random,
     unwritten,
@@ -59,7 +59,7 @@ def check(spec: Window, reference, x: np.ndarray, extra=()) -> None:
         given = np.where(is_open[:, :, None, None], x, np.nan) if spec.listed else x
         arguments = [blocked(given.astype("float32"), spec.x), *extra]
         if spec.listed:
-            arguments += lists(is_open, LANES)[1:]
+            arguments += open_list(is_open, LANES)
         y = unwritten(spec.y)
         kernel(*arguments, y)
         closed = 0.0 if spec.fill else np.nan

@@ -70,16 +70,14 @@ def unwritten(size: FeatureMap) -> np.ndarray:
     return np.full(size.shape, np.nan, "float32")
 
 
-def lists(is_open: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(channels, blocks, counts) of (N, C) bool, written down again without the kernel."""
+def open_list(is_open: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
+    """(items, count) of (N, C) bool, written down again without the kernel."""
     n, c = is_open.shape
-    blocks = -(-c // lanes)
-    by_block = np.pad(is_open, ((0, 0), (0, blocks * lanes - c))).reshape(n, blocks, lanes).any(2)
-    order = [
-        np.argsort(~keep, axis=1, kind="stable").astype("int32") for keep in (is_open, by_block)
-    ]
-    counts = np.stack([is_open.sum(1), by_block.sum(1)], axis=1).astype("int32")
-    return order[0], order[1], counts
+    length = -(-c // unit)
+    padded = np.pad(is_open, ((0, 0), (0, length * unit - c)))
+    by_block = padded.reshape(n, length, unit).any(2)
+    items = np.argsort(~by_block, axis=1, kind="stable").astype("int32")
+    return items, by_block.sum(1).astype("int32")
 
 
 def open_channels(kind: str, n: int, c: int, group: int, *, seed: int = 1) -> np.ndarray:

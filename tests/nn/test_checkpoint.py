@@ -13,11 +13,11 @@ from torch import nn
 from tvm_dynprune.errors import CheckpointError
 from tvm_dynprune.nn.checkpoint import (
     INFO,
-    MOMENTUM,
+    RESUME,
     WEIGHTS,
     CheckpointInfo,
     load_checkpoint,
-    load_momentum,
+    load_resume_state,
     save_checkpoint,
 )
 from tvm_dynprune.nn.gates import gates_of, set_thresholds
@@ -48,7 +48,7 @@ def saved(folder: Path, **changes: Any) -> nn.Module:
 def test_round_trip(tmp_path: Path, gate: dict[str, None]) -> None:
     model = saved(tmp_path, **gate)
     set_thresholds(model, 0.125)
-    save_checkpoint(tmp_path, model, info(**gate), load_momentum(tmp_path))
+    save_checkpoint(tmp_path, model, info(**gate), load_resume_state(tmp_path)[2])
     loaded, read = load_checkpoint(tmp_path)
     assert read == info(**gate)
     assert not loaded.training
@@ -59,7 +59,7 @@ def test_round_trip(tmp_path: Path, gate: dict[str, None]) -> None:
     assert {g.threshold.item() for g in gates_of(loaded).values()} <= {0.125}
     buffers = dict(loaded.named_buffers())
     assert buffers["normalise.mean"].item() == 0.25
-    assert load_momentum(tmp_path)["features.0.weight"].sum() == 32 * 9
+    assert load_resume_state(tmp_path)[2]["features.0.weight"].sum() == 32 * 9
 
 
 def assert_refused(folder: Path, message: str) -> None:
@@ -168,9 +168,9 @@ def test_missing_weights(tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / WEIGHTS).unlink()
     assert_refused(tmp_path, r"weights\.safetensors: not a readable")
-    (tmp_path / MOMENTUM).write_bytes(b"no tensors")
-    with pytest.raises(CheckpointError, match=r"momentum\.safetensors"):
-        load_momentum(tmp_path)
+    (tmp_path / RESUME).write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match=r"resume\.safetensors"):
+        load_resume_state(tmp_path)
 
 
 def test_interrupted_while_writing_keeps_the_old_checkpoint(
@@ -179,7 +179,7 @@ def test_interrupted_while_writing_keeps_the_old_checkpoint(
     model = saved(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def interrupted(_tensors: object, path: Path) -> None:
+    def interrupted(_tensors: object, path: Path, _metadata: object = None) -> None:
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 

@@ -164,6 +164,7 @@ def test_open_gates_cost_nothing_but_themselves() -> None:
 def test_known_totals() -> None:
     """Published MACs of the networks for 224x224 images, one linear layer or 1x1 included."""
     assert plan_macs(build_network("resnet18"), (3, 224, 224)).dense_total == 1_814_073_344
+    assert plan_macs(build_network("mobilenet_v1"), (3, 224, 224)).dense_total == 568_740_352
     assert plan_macs(build_network("mobilenet_v2"), (3, 224, 224)).dense_total == 300_774_272
     assert plan_macs(build_network("vgg16_bn"), (3, 32, 32)).dense_total == 313_201_664
 

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.nn.util import config, write_data
-from tvm_dynprune.data import load_images
+from tvm_dynprune.data import DIGITS, FASHION, LabelledImages, load_images
 from tvm_dynprune.errors import CheckpointError, DataError, OutputExistsError, UserError
-from tvm_dynprune.nn.checkpoint import LOG, MOMENTUM, WEIGHTS, load_checkpoint, read_info
+from tvm_dynprune.nn.batches import batches, evaluate
+from tvm_dynprune.nn.checkpoint import LOG, RESUME, WEIGHTS, load_checkpoint, read_info
 from tvm_dynprune.nn.gates import gates_of
 from tvm_dynprune.nn.loss import expected_mac_fraction
 from tvm_dynprune.nn.macs import plan_macs
-from tvm_dynprune.nn.train import _Trainer, evaluate, floor_loss, learning_rate_factor, train
+from tvm_dynprune.nn.train import _Trainer, floor_loss, learning_rate_factor, train
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 def assert_same_checkpoint(got: Path, wanted: Path) -> None:
     """Bit for bit: weights, statistics, momentum; and the same records but for the seconds."""
-    for name in (WEIGHTS, MOMENTUM):
+    for name in (WEIGHTS, RESUME):
         first, second = load_file(got / name), load_file(wanted / name)
         assert first.keys() == second.keys()
         for key, value in first.items():
@@ -86,7 +87,7 @@ def test_gates_learn(trained: Path, data: Path, tmp_path: Path) -> None:
     for name, gate in gates_of(model).items():
         for got, began in zip(gate.parameters(), fresh[name].parameters(), strict=True):
             assert (got != began).float().mean() > 0.5, name
-    assert any(name.startswith("gates.") for name in load_file(trained / MOMENTUM))
+    assert any(name.startswith("momentum/gates.") for name in load_file(trained / RESUME))
 
 
 def test_the_same_seed_gives_the_same_weights(trained: Path, data: Path, tmp_path: Path) -> None:
@@ -119,6 +120,33 @@ def test_resumed_in_bf16(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
             train(chosen, tmp_path / "resumed")
     train(chosen, tmp_path / "resumed", resume=True)
     assert_same_checkpoint(tmp_path / "resumed", tmp_path / "whole")
+
+
+def test_killed_while_a_checkpoint_is_written(
+    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of epoch 2 beside the JSON of epoch 1 do not mix."""
+    out = tmp_path / "killed"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6 + 1)
+        with pytest.raises(UserError):
+            train(config(data), out)
+    (out / WEIGHTS).write_bytes((trained / WEIGHTS).read_bytes())
+    train(config(data), out, resume=True)
+    assert_same_checkpoint(out, trained)
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_digits_are_not_mirrored(mirrored: bool) -> None:
+    """Every image is black on the left and white on the right; shifts bring black from outside."""
+    images = np.zeros((64, 1, 8, 8), "uint8")
+    images[..., 4:] = 255
+    classes = FASHION if mirrored else DIGITS
+    made, _ = next(
+        batches(LabelledImages(images, np.zeros(64, "int64"), classes), 64, torch.Generator())
+    )
+    lighter_left = made[..., :4].sum((1, 2, 3)) > made[..., 4:].sum((1, 2, 3))
+    assert bool(lighter_left.any()) == mirrored
 
 
 def test_resuming_a_finished_training_changes_nothing(trained: Path, data: Path) -> None:
@@ -191,7 +219,7 @@ def test_dense_training(data: Path, tmp_path: Path) -> None:
 
 
 def test_images_of_another_size(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"\(1, 28, 28\), resnet20 takes \(3, 32, 32\)"):
+    with pytest.raises(UserError, match=r"\(1, 28, 28\), the network takes \(3, 32, 32\)"):
         train(config(data, network="resnet20"), tmp_path / "out")
 
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,22 +13,30 @@ from tests.passes.util import Graph, assert_promises, assert_unchanged, run, seq
 from tvm_dynprune.errors import NotLoweredError
 from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.annotate_open import AnnotateOpen
+from tvm_dynprune.passes.choose_algorithm import ChooseAlgorithm
 from tvm_dynprune.passes.choose_lowering import ChooseLowering
 from tvm_dynprune.passes.fuse_kernels import FuseKernels
 from tvm_dynprune.passes.lower_kernels import LowerKernels, check_lowered
-from tvm_dynprune.soc import load_soc
+from tvm_dynprune.soc import Cost, load_soc
 
 LANES, REGISTERS = 8, 16
 LOWERINGS = ("dense", "if", "indexed")
 
 
-def chosen(graph: tvm.IRModule, lowering: str) -> tvm.IRModule:
-    """The graph with its kernels fused, annotated and their lowering chosen."""
-    return sequence(FuseKernels(), AnnotateOpen(), ChooseLowering(lowering))(graph)
+def chosen(graph: tvm.IRModule, lowering: str, algorithm: str = "direct") -> tvm.IRModule:
+    """The graph with its kernels fused and annotated; `algorithm` for those that it can compute."""
+    choose = ChooseAlgorithm(LANES, Cost(transform=2.0, weight=8.0))
+    mod = sequence(FuseKernels(), AnnotateOpen(), ChooseLowering(lowering), choose)(graph)
+    functions = dict(mod.functions_items())
+    for global_var, func in functions.items():
+        if "costs" in (func.attrs or {}):
+            able = algorithm in json.loads(str(func.attrs["costs"]))
+            functions[global_var] = func.with_attr("algorithm", algorithm if able else "direct")
+    return tvm.IRModule(functions, attrs=mod.attrs)
 
 
-def lowered(graph: tvm.IRModule, lowering: str) -> tvm.IRModule:
-    return LowerKernels(LANES, REGISTERS)(chosen(graph, lowering))
+def lowered(graph: tvm.IRModule, lowering: str, algorithm: str = "direct") -> tvm.IRModule:
+    return LowerKernels(LANES, REGISTERS)(chosen(graph, lowering, algorithm))
 
 
 def machine(mod: tvm.IRModule) -> relax.VirtualMachine:
@@ -63,6 +72,19 @@ def test_lowered_kernels_compute_what_the_network_says(name, batch):
             assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max(), lowering
 
 
+@pytest.mark.parametrize("algorithm", ["winograd_2", "winograd_4"])
+@pytest.mark.parametrize("name", SINGLE[:2])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_winograd_computes_what_the_network_says(name, batch, algorithm):
+    graph, x = Graph.build(CASES[name].body, (batch, 16, 6, 6)), random_x(batch)
+    expected = run(graph, x)
+    for lowering in LOWERINGS:
+        mod = lowered(graph, lowering, algorithm)
+        assert any("winograd_input" in kernel for kernel in called(mod))
+        for got, wanted in zip(results(machine(mod), x), expected, strict=True):
+            assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max(), lowering
+
+
 def called(mod: tvm.IRModule) -> list[str]:
     """The kernels that ``main`` calls, in order; "if" for a conditional."""
     found = []
@@ -80,7 +102,7 @@ def called(mod: tvm.IRModule) -> list[str]:
     ("lowering", "kernels"),
     [
         ("dense", ["conv2d_first", "conv2d_second"]),
-        ("indexed", ["open_lists", "conv2d_first", "conv2d_second"]),
+        ("indexed", ["open_list", "conv2d_first", "conv2d_second"]),
         ("if", ["any_open", "conv2d_closed", "if", "if", "conv2d_second"]),
     ],
 )
@@ -99,7 +121,7 @@ def test_tensors_stay_blocked_between_kernels():
 
 def test_a_set_is_turned_into_lists_once():
     graph = Graph.build(CASES["inverted_residual"].body, (1, 16, 6, 6))
-    assert called(lowered(graph, "indexed")).count("open_lists") == 1
+    assert called(lowered(graph, "indexed")).count("open_list") == 1
 
 
 def test_one_conditional_for_each_channel_group():
@@ -139,6 +161,6 @@ def test_a_kernel_that_was_left_is_an_error():
 
 def test_the_pipeline_checks_that_nothing_was_left(monkeypatch):
     graph = pipeline.annotate(Graph.build(CASES["a_saliency"].body, (1, 16, 6, 6)))
-    monkeypatch.setattr(pipeline, "lower_passes", lambda *_: [])
+    monkeypatch.setattr(pipeline, "LowerKernels", lambda *_: tvm.transform.Sequential([]))
     with pytest.raises(NotLoweredError):
         pipeline.lower(graph, load_soc("host"))

@@ -15,7 +15,7 @@ from tvm_dynprune.bench.measurement import (
     provenance,
     realised_fraction,
 )
-from tvm_dynprune.bench.turns import Engine, measure_in_turns
+from tvm_dynprune.bench.turns import measure_in_turns, our_engine
 from tvm_dynprune.data import LabelledImages
 from tvm_dynprune.errors import DataError
 from tvm_dynprune.files import write_atomic
@@ -132,13 +132,15 @@ def _latencies(
     """Latency of each image's batch, gated and dense in turns."""
     batch = artifact.manifest.input_shape[0]
     engines = [
-        Engine("dynprune", artifact.path, thresholds=tuple(map(float, thresholds))),
-        Engine("dynprune_dense", artifact.path, function="dense"),
+        our_engine("dynprune", artifact.path, thresholds=thresholds),
+        our_engine("dynprune_dense", artifact.path, "dense"),
     ]
     padded = _whole_batches(artifact, x)
     with track("timing gated and dense in turns", len(padded) // batch) as advance:
         times = measure_in_turns(engines, padded, batch, threads=threads, advance=advance)
-    gated, dense = (np.repeat(np.median(times[e.name], axis=1), batch)[: len(x)] for e in engines)
+    gated, dense = (
+        np.repeat(np.median(times[e.name].times_ms, axis=1), batch)[: len(x)] for e in engines
+    )
     return {
         "latency_ms": [float(v) for v in gated],
         "latency_dense_ms": [float(v) for v in dense],
@@ -157,7 +159,7 @@ def _points(
     for shift in shifts:
         session.set_threshold_values(own + shift)
         accuracy = float((session.run(x).argmax(axis=1) == labels).mean())
-        engine = Engine("dynprune", artifact.path, thresholds=tuple(map(float, own + shift)))
+        engine = our_engine("dynprune", artifact.path, thresholds=own + shift)
         times = measure_in_turns(
             [engine], sample, artifact.manifest.input_shape[0], threads=threads
         )
@@ -166,7 +168,7 @@ def _points(
                 "threshold_shift": float(shift),
                 "accuracy": accuracy,
                 "mac_cut": mac_cut(artifact.manifest, session.open_channels),
-                "median_ms": float(np.median(times["dynprune"])),
+                "median_ms": float(np.median(times["dynprune"].times_ms)),
             }
         )
     return points

@@ -10,9 +10,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,12 +29,29 @@ class EngineError(DynpruneError):
 
 @dataclass(frozen=True)
 class Engine:
-    """A function of an artifact under a name, and its thresholds (none: the artifact's own)."""
+    """What one process runs: an engine of `bench.engines`, the file that it loads, its options."""
 
     name: str
-    artifact: Path
-    function: str = "main"
-    thresholds: tuple[float, ...] = ()
+    kind: str
+    model: Path
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one engine."""
+
+    times_ms: np.ndarray  # (inputs, rounds * repeat)
+    outputs: np.ndarray  # (N, classes), of the first round
+    peak_memory_mib: float
+
+
+def our_engine(
+    name: str, artifact: Path, function: str = "main", thresholds: Iterable[float] = ()
+) -> Engine:
+    """A function of an artifact, and its thresholds (none: the artifact's own)."""
+    options = {"function": function, "thresholds": [float(value) for value in thresholds]}
+    return Engine(name, "dynprune", artifact, options)
 
 
 def measure_in_turns(
@@ -44,7 +63,7 @@ def measure_in_turns(
     repeat: int = 3,
     rounds: int = 1,
     advance: Callable[[], None] = lambda: None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Measured]:
     """Time every engine on every input.
 
     Parameters
@@ -61,7 +80,7 @@ def measure_in_turns(
     Returns
     -------
     dict
-        Engine name → (inputs, rounds * repeat) latencies in ms.
+        By engine name.
 
     Raises
     ------
@@ -69,49 +88,78 @@ def measure_in_turns(
         A process died; the message has its last words.
     """
     count = len(images) // batch
-    results: dict[str, list[list[float]]] = {e.name: [[] for _ in range(count)] for e in engines}
+    times: dict[str, list[list[float]]] = {e.name: [[] for _ in range(count)] for e in engines}
+    outputs: dict[str, list[np.ndarray]] = {e.name: [] for e in engines}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"
         np.save(path, images, allow_pickle=False)
-        workers = [_Worker(engine, path, threads) for engine in engines]
+        workers = [_Worker(engine, path, batch, threads) for engine in engines]
         try:
             for worker in workers:
                 worker.time(0, WARM_UP)
-            for _ in range(rounds):
+            for turn in range(rounds):
                 for index in range(count):
                     for worker in workers:
-                        times = worker.time(index, repeat + 1)
-                        results[worker.engine.name][index] += times[1:]
+                        name = worker.engine.name
+                        times[name][index] += worker.time(index, repeat + 1)[1:]
+                        if turn == 0:
+                            outputs[name].append(worker.output(Path(folder) / "output.npy"))
                     advance()
+            memory = {worker.engine.name: worker.peak_memory_mib() for worker in workers}
         finally:
             for worker in workers:
                 worker.close()
-    return {name: np.array(times) for name, times in results.items()}
+    return {
+        name: Measured(np.array(times[name]), np.concatenate(outputs[name]), memory[name])
+        for name in times
+    }
 
 
 class _Worker:
-    def __init__(self, engine: Engine, images: Path, threads: int) -> None:
+    def __init__(self, engine: Engine, images: Path, batch: int, threads: int) -> None:
         self.engine = engine
-        thresholds = json.dumps(engine.thresholds)
-        arguments = [str(engine.artifact), str(images), engine.function, str(threads), thresholds]
+        specification = {
+            "kind": engine.kind,
+            "model": str(engine.model),
+            "options": engine.options,
+            "batch": batch,
+            "threads": threads,
+        }
+        counts = ("TVM_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tvm_dynprune.bench.worker", *arguments],
+            [
+                *(sys.executable, "-m", "tvm_dynprune.bench.worker"),
+                *(json.dumps(specification), str(images)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "TVM_NUM_THREADS": str(threads)},
+            env={**os.environ, **dict.fromkeys(counts, str(threads))},
             preexec_fn=lambda: pin(threads),
         )
 
     def time(self, index: int, repeat: int) -> list[float]:
+        return self._ask({"index": index, "repeat": repeat})
+
+    def output(self, path: Path) -> np.ndarray:
+        self._ask({"output": str(path)})
+        return np.load(path, allow_pickle=False)
+
+    def peak_memory_mib(self) -> float:
+        return self._ask({"memory": 0})
+
+    def _ask(self, request: dict[str, Any]) -> Any:
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None
         assert stdout is not None
         try:
-            stdin.write(json.dumps({"index": index, "repeat": repeat}) + "\n")
+            stdin.write(json.dumps(request) + "\n")
             stdin.flush()
-            return json.loads(stdout.readline())
+            while not (line := stdout.readline()).startswith(("[", "true", *"0123456789")):
+                if not line:  # engines that chat on stdout are passed over, the end is not
+                    raise BrokenPipeError
+            return json.loads(line)
         except (BrokenPipeError, json.JSONDecodeError):
             words = self.process.communicate()[1].strip().splitlines() or ["no message"]
             raise EngineError(f"engine {self.engine.name} ended: {words[-1]}") from None
@@ -126,3 +174,17 @@ def pin(threads: int) -> None:
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[-threads:])
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """Bind this process as `pin` does, for a while."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    pin(threads)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

@@ -4,7 +4,7 @@
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
 
-from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
 
 
 def block_channels(size: FeatureMap) -> tirx.PrimFunc:
@@ -15,16 +15,17 @@ def block_channels(size: FeatureMap) -> tirx.PrimFunc:
             plain = (size.batch, size.channels, size.height, size.width)
             x = T.arg("x", T.buffer(plain, "float32"))
             y = size.argument("y")
-            n_blocks, rows, columns, lanes = size.shape[1:]
-            with T.grid(size.batch, n_blocks, rows, columns) as (n, b, r, c):
-                with T.serial(0, lanes) as v:
-                    channel, row, column = b * lanes + v, r - size.halo, c - size.halo
-                    inside = tirx.all(
-                        channel < size.channels,
-                        0 <= row, row < size.height, 0 <= column, column < size.width,
-                    )  # fmt: skip
-                    value = tirx.if_then_else(inside, x[n, channel, row, column], T.float32(0))
-                    T.buffer_store(y, value, [n, b, r, c, v])
+            with T.grid(size.batch, size.blocks) as (n, b):
+                zero_halo(y, size, n, b)
+                with T.grid(size.height, size.width) as (row, column):
+                    with T.unroll(0, size.lanes) as v:
+                        channel = b * size.lanes + v
+                        value = x[n, tirx.min(channel, size.channels - 1), row, column]
+                        if size.channels % size.lanes:
+                            inside = channel < size.channels
+                            value = tirx.if_then_else(inside, value, T.float32(0))
+                        at = [n, b, row + size.halo, column + size.halo, v]
+                        T.buffer_store(y, value, at)
     return builder.get()
 
 

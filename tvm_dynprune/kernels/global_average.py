@@ -25,7 +25,7 @@ class GlobalAverage:
 
 
 def global_average(spec: GlobalAverage) -> tirx.PrimFunc:
-    """Build the kernel: x, [list_out (N, blocks) int32, count_out (N, 2) int32], y."""
+    """Build the kernel: x, [list_out (N, blocks) int32, count_out (N,) int32], y."""
     x_map, lanes = spec.x, spec.x.lanes
     with IRBuilder() as builder:
         with T.prim_func():
@@ -34,16 +34,16 @@ def global_average(spec: GlobalAverage) -> tirx.PrimFunc:
             list_out = count_out = None
             if spec.listed:
                 list_out = T.arg("list_out", T.buffer((x_map.batch, x_map.blocks), "int32"))
-                count_out = T.arg("count_out", T.buffer((x_map.batch, 2), "int32"))
+                count_out = T.arg("count_out", T.buffer((x_map.batch,), "int32"))
             y = spec.y.argument("y")
             with T.serial(0, x_map.batch) as n:
                 if list_out is None or count_out is None:
                     with T.parallel(0, x_map.blocks) as block:
                         _block(x_map, x, y, n, block)
                 else:
-                    with T.serial(0, count_out[n, 1]) as position:
+                    with T.serial(0, count_out[n]) as position:
                         _block(x_map, x, y, n, list_out[n, position])
-                    with T.serial(count_out[n, 1], x_map.blocks) as position:
+                    with T.serial(count_out[n], x_map.blocks) as position:
                         with T.vectorized(0, lanes) as v:
                             T.buffer_store(y, T.float32(0), [n, list_out[n, position], 0, 0, v])
     return builder.get()

@@ -88,14 +88,14 @@ class Reduction:
     def loops(self, n: tirx.Var, items: Buffer | None, count: Buffer | None) -> Iterator[Step]:
         """Emit the loops for sample `n`, over the list `items` if there is one."""
         if self.order == "blocks":
-            with self._open(n, items, count, 1) as block, T.grid(*self.kernel) as (i, j):
+            with self._open(n, items, count) as block, T.grid(*self.kernel) as (i, j):
                 with T.serial(0, self.x.lanes) as lane:
                     yield Step(block, lane, i, j, (block, i, j, lane))
         elif self.order == "window_outer":
-            with T.grid(*self.kernel) as (i, j), self._open(n, items, count, 0) as c:
+            with T.grid(*self.kernel) as (i, j), self._open(n, items, count) as c:
                 yield Step(*self._split(c), i, j, (i, j, c))
         else:
-            with self._open(n, items, count, 0) as c, T.grid(*self.kernel) as (i, j):
+            with self._open(n, items, count) as c, T.grid(*self.kernel) as (i, j):
                 yield Step(*self._split(c), i, j, (c, i, j))
 
     def _split(self, c: tirx.Var) -> tuple:
@@ -103,12 +103,10 @@ class Reduction:
         return tirx.floordiv(c, lanes), tirx.floormod(c, lanes)
 
     @contextmanager
-    def _open(
-        self, n: tirx.Var, items: Buffer | None, count: Buffer | None, column: int
-    ) -> Iterator[tirx.Var]:
+    def _open(self, n: tirx.Var, items: Buffer | None, count: Buffer | None) -> Iterator[tirx.Var]:
         if items is None or count is None:
             with T.serial(0, self.list_length) as position:
                 yield position
         else:
-            with T.serial(0, count[n, column]) as position:
+            with T.serial(0, count[n]) as position:
                 yield items[n, position]

@@ -29,14 +29,19 @@ def tiles(height: int, width: int, registers: int) -> list[Tile]:
     most_rows = max(1, most // tile_width) if tile_width == width else 1
     tile_height = -(-height // -(-height // most_rows))
     result = []
-    for row, row_size, row_count in _cut(height, tile_height):
-        for column, column_size, column_count in _cut(width, tile_width):
+    for row, row_size, row_count in cut(height, tile_height):
+        for column, column_size, column_count in cut(width, tile_width):
             result.append(Tile(row, column, row_size, column_size, row_count, column_count))
     return result
 
 
-def _cut(length: int, size: int) -> list[tuple[int, int, int]]:
-    """(start, size, count) of the full pieces and of the rest."""
+def cut(length: int, size: int) -> list[tuple[int, int, int]]:
+    """(start, size, count) of the full pieces of `length`, and of the rest."""
     full, rest = divmod(length, size)
     pieces = [(0, size, full), (full * size, rest, 1)]
     return [piece for piece in pieces if piece[1] and piece[2]]
+
+
+def cut_evenly(length: int, most: int) -> list[tuple[int, int, int]]:
+    """(start, size, count) of the fewest pieces of at most `most`, as equal as can be."""
+    return cut(length, -(-length // -(-length // most)))

@@ -55,7 +55,7 @@ def window(spec: Window) -> tirx.PrimFunc:
     """Build the kernel.
 
     Its parameters, those in brackets as `spec` says: x, [weight, for depthwise], [bias
-    (blocks * lanes,)], [scale (N, C, 1, 1)], [list_out (N, blocks) int32, count_out (N, 2) int32],
+    (blocks * lanes,)], [scale (N, C, 1, 1)], [list_out (N, blocks) int32, count_out (N,) int32],
     y.
     """
     return _Builder(spec).build()
@@ -77,10 +77,10 @@ class _Builder:
                         with T.parallel(0, y.blocks) as block:
                             self._block(n, block)
                     else:
-                        with T.parallel(0, self.count_out[n, 1]) as position:
+                        with T.parallel(0, self.count_out[n]) as position:
                             self._block(n, self.list_out[n, position])
                     if spec.listed and spec.fill:
-                        with T.parallel(self.count_out[n, 1], y.blocks) as position:
+                        with T.parallel(self.count_out[n], y.blocks) as position:
                             self._fill(n, self.list_out[n, position])
         return builder.get()
 
@@ -96,7 +96,7 @@ class _Builder:
             self.scale = T.arg("scale", T.buffer((y.batch, y.channels, 1, 1), "float32"))
         if spec.listed:
             self.list_out = T.arg("list_out", T.buffer((y.batch, y.blocks), "int32"))
-            self.count_out = T.arg("count_out", T.buffer((y.batch, 2), "int32"))
+            self.count_out = T.arg("count_out", T.buffer((y.batch,), "int32"))
         self.y = y.argument("y")
 
     def _block(self, n, block) -> None:

@@ -4,7 +4,8 @@
 ========================  ==========================================================================
 ``checkpoint.json``       network, classes, statistics, gates, training configuration, history
 ``weights.safetensors``   the state dict
-``momentum.safetensors``  the optimiser's buffers, for ``--resume``
+``resume.safetensors``    all of the above and the optimiser's momentum in one file, for
+                          ``--resume``: it is of one epoch, whenever the training was killed
 ``log.jsonl``             one line per epoch
 ========================  ==========================================================================
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,10 +26,10 @@ from tvm_dynprune.nn.insert import insert_gates
 from tvm_dynprune.nn.networks import NETWORKS, build_network
 
 FORMAT = 1
-INFO, WEIGHTS, MOMENTUM, LOG = (
+INFO, WEIGHTS, RESUME, LOG = (
     "checkpoint.json",
     "weights.safetensors",
-    "momentum.safetensors",
+    "resume.safetensors",
     "log.jsonl",
 )
 
@@ -61,14 +62,15 @@ def save_checkpoint(
     folder: Path, model: nn.Module, info: CheckpointInfo, momentum: dict[str, Tensor]
 ) -> None:
     """Write a checkpoint; interrupted while writing, the one before stays whole."""
-    with (
-        write_atomic(folder / INFO) as info_path,
-        write_atomic(folder / MOMENTUM) as momentum_path,
-        write_atomic(folder / WEIGHTS) as weights_path,
-    ):
-        for tensors, path in ((model.state_dict(), weights_path), (momentum, momentum_path)):
-            save_file({name: value.contiguous() for name, value in tensors.items()}, path)
-        info_path.write_text(json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8")
+    table = json.dumps(asdict(info), indent=1) + "\n"
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    state = {f"weights/{name}": value for name, value in weights.items()}
+    state |= {f"momentum/{name}": value.contiguous() for name, value in momentum.items()}
+    with write_atomic(folder / RESUME) as path:
+        save_file(state, path, {"info": table})
+    with write_atomic(folder / INFO) as info_path, write_atomic(folder / WEIGHTS) as weights_path:
+        save_file(weights, weights_path)
+        info_path.write_text(table, encoding="utf-8")
 
 
 def load_checkpoint(folder: Path) -> tuple[nn.Module, CheckpointInfo]:
@@ -80,21 +82,28 @@ def load_checkpoint(folder: Path) -> tuple[nn.Module, CheckpointInfo]:
         It is none, is damaged, belongs to another network, or holds NaN.
     """
     info = read_info(folder)
-    weights = _read_tensors(folder / WEIGHTS)
-    try:
-        model = info.build()
-    except (ModelError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / INFO}: damaged ({error}); use another checkpoint"
-        ) from None
-    _check_weights(folder, model, weights)
-    model.load_state_dict(weights)
-    return model.eval(), info
+    return _load(folder / WEIGHTS, info, _read_tensors(folder / WEIGHTS)), info
 
 
-def load_momentum(folder: Path) -> dict[str, Tensor]:
-    """Read the optimiser's buffers, by parameter name."""
-    return _read_tensors(folder / MOMENTUM)
+def load_resume_state(folder: Path) -> tuple[nn.Module, CheckpointInfo, dict[str, Tensor]]:
+    """Read model, info and momentum (by parameter name) as the last whole epoch left them.
+
+    Raises
+    ------
+    CheckpointError
+        There is no checkpoint, or it is damaged.
+    """
+    read_info(folder)  # says best what is wrong with a folder that is no checkpoint
+    path = folder / RESUME
+    state = _read_tensors(path)
+    with safe_open(path, "pt") as stream:
+        table = (stream.metadata() or {}).get("info", "")
+    info = _parse_info(table, path)
+    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "momentum": {}}
+    for name, value in state.items():
+        kind, _, parameter = name.partition("/")
+        parts.setdefault(kind, {})[parameter] = value
+    return _load(path, info, parts["weights"]), info, parts["momentum"]
 
 
 def read_info(folder: Path) -> CheckpointInfo:
@@ -111,8 +120,14 @@ def read_info(folder: Path) -> CheckpointInfo:
             f"{folder}: no checkpoint (no {INFO}); `tvm-dynprune train` makes one"
         )
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        info = CheckpointInfo(**table)
+        return _parse_info(path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: damaged ({error}); use another checkpoint") from None
+
+
+def _parse_info(text: str, path: Path) -> CheckpointInfo:
+    try:
+        info = CheckpointInfo(**json.loads(text))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); use another checkpoint") from None
     if info.format != FORMAT:
@@ -124,6 +139,19 @@ def read_info(folder: Path) -> CheckpointInfo:
     return info
 
 
+def _load(path: Path, info: CheckpointInfo, weights: dict[str, Tensor]) -> nn.Module:
+    """Build the network, in evaluation mode, with weights that were read from `path`."""
+    try:
+        model = info.build()
+    except (ModelError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.parent / INFO}: damaged ({error}); use another checkpoint"
+        ) from None
+    _check_weights(path, model, weights)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
@@ -131,21 +159,19 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def _check_weights(folder: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
+def _check_weights(path: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
     wanted = model.state_dict()
     for name, value in wanted.items():
         if name not in weights:
-            raise CheckpointError(
-                f"{folder / WEIGHTS}: {name} is missing: another network's weights?"
-            )
+            raise CheckpointError(f"{path}: {name} is missing: another network's weights?")
         if weights[name].shape != value.shape:
             raise CheckpointError(
-                f"{folder / WEIGHTS}: {name} has shape {tuple(weights[name].shape)}, the network "
+                f"{path}: {name} has shape {tuple(weights[name].shape)}, the network "
                 f"{tuple(value.shape)}: another network's weights?"
             )
     unknown = sorted(set(weights) - set(wanted))
     if unknown:
-        raise CheckpointError(f"{folder / WEIGHTS}: {unknown[0]} is no part of the network")
+        raise CheckpointError(f"{path}: {unknown[0]} is no part of the network")
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise CheckpointError(f"{folder / WEIGHTS}: {name} holds NaN or infinity: train again")
+            raise CheckpointError(f"{path}: {name} holds NaN or infinity: train again")

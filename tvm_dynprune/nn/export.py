@@ -3,7 +3,7 @@
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -73,10 +73,17 @@ def write_exported(
             torch.export.save(program, temporary, extra_files={CLASSES_FILE: names})
             temporary.replace(path)
         return
+    write_onnx(program, out, {CLASSES_KEY: names})
+
+
+def write_onnx(
+    program: torch.export.ExportedProgram, out: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write an exported program as ONNX, all in one file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.onnx warns of its own deprecations
         exported = torch.onnx.export(program, dynamo=True, verbose=False)
     assert exported is not None
-    exported.model.metadata_props[CLASSES_KEY] = names
+    exported.model.metadata_props.update(metadata or {})
     with write_atomic(out) as path:
         exported.save(path, external_data=False)

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,21 +15,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvm_dynprune.data import LabelledImages, has_split, load_images
+from tvm_dynprune.data import has_split, load_images
 from tvm_dynprune.errors import CheckpointError, UserError
 from tvm_dynprune.files import refuse_existing, remove
+from tvm_dynprune.nn.batches import batches, evaluate, split
 from tvm_dynprune.nn.checkpoint import (
     INFO,
     LOG,
     CheckpointInfo,
-    load_checkpoint,
-    load_momentum,
+    load_resume_state,
     read_info,
     save_checkpoint,
 )
 from tvm_dynprune.nn.gates import gates_of, set_gates
 from tvm_dynprune.nn.loss import gate_loss
-from tvm_dynprune.nn.macs import MacPlan, count_macs, plan_macs
+from tvm_dynprune.nn.macs import plan_macs
 from tvm_dynprune.nn.networks import network_spec
 
 logger = logging.getLogger(__name__)
@@ -66,8 +65,8 @@ class TrainConfig:
     gate_weight: float = 5.0
     floor: float = 0.15
     gate_learning_rate: float = 0.2
-    warm_up: float = 0.25
-    anneal: float = 0.35
+    warm_up: float = 0.1
+    anneal: float = 0.25
     slope: tuple[float, float] = (1.0, 3.0)
     validation: int = 5000
     bf16: bool = True
@@ -115,19 +114,22 @@ def _interrupted(config: TrainConfig, out: Path) -> str:
 class _Trainer:
     def __init__(self, config: TrainConfig, out: Path, *, resume: bool) -> None:
         self.config, self.out = config, out
-        self.training, self.validation = _split(config)
+        shape = network_spec(config.network).input_shape
+        self.training, self.validation = split(
+            Path(config.data), shape, held=config.validation, batch_size=config.batch_size
+        )
         self.info = _fresh_info(config, self.training.classes)
         torch.manual_seed(config.seed)
+        momentum: dict[str, Tensor] = {}
         if resume:
-            self.model, self.info = _resumed(config, out)
+            self.model, self.info, momentum = _resumed(config, out)
         else:
             self.model = self.info.build()
             _spread_gates(self.model)
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.optimizer = _optimizer(self.model, config)
-        if resume:
-            _restore_momentum(self.model, self.optimizer, load_momentum(out))
-        self.plan = plan_macs(self.model, network_spec(config.network).input_shape)
+        _restore_momentum(self.model, self.optimizer, momentum)
+        self.plan = plan_macs(self.model, shape)
         self.steps_per_epoch = len(self.training) // config.batch_size
 
     def run(self) -> None:
@@ -171,9 +173,11 @@ class _Trainer:
 
     def _epoch(self, epoch: int, advance) -> float:
         config, losses = self.config, []
-        generator = torch.Generator().manual_seed(config.seed * 10_007 + epoch)
+        seed = config.seed * 10_007 + epoch
+        torch.manual_seed(seed)  # dropout draws from the global generator
+        data = batches(self.training, config.batch_size, torch.Generator().manual_seed(seed))
         self.model.train()
-        for step, (images, labels) in enumerate(_batches(self.training, config, generator)):
+        for step, (images, labels) in enumerate(data):
             done = (epoch * self.steps_per_epoch + step) / (config.epochs * self.steps_per_epoch)
             loss = self._step(images, labels, done)
             if not math.isfinite(loss):
@@ -231,73 +235,6 @@ def learning_rate_factor(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - 0.2) / 0.8))
 
 
-def evaluate(
-    model: nn.Module, data: LabelledImages, plan: MacPlan, *, prefix: str = ""
-) -> dict[str, float]:
-    """Accuracy and MAC cut with hard gates, as a record with prefixed names."""
-    model.eval()
-    set_gates(model, "hard")
-    correct, executed = 0, 0.0
-    for start in range(0, len(data), 500):
-        images = _as_float(torch.from_numpy(data.images[start : start + 500]))
-        labels = torch.from_numpy(data.labels[start : start + 500])
-        with torch.no_grad():
-            correct += int((model(images).argmax(1) == labels).sum())
-            if gates_of(model):
-                count = count_macs(model, images)
-                executed += float(count.executed_total.double().sum())
-    record = {f"{prefix}accuracy": round(correct / len(data), 5)}
-    if gates_of(model):
-        record[f"{prefix}mac_cut"] = round(1 - executed / len(data) / plan.dense_total, 4)
-    return record
-
-
-def _split(config: TrainConfig) -> tuple[LabelledImages, LabelledImages]:
-    """Training and validation images; which is which depends on the number of images only."""
-    data = load_images(Path(config.data), "train")
-    shape = network_spec(config.network).input_shape
-    if data.images.shape[1:] != shape:
-        raise UserError(
-            f"{config.data}: images of {data.images.shape[1:]}, {config.network} takes {shape}"
-        )
-    order = np.random.default_rng(1).permutation(len(data))
-    held = min(config.validation, len(data) // 5)
-    parts = order[held:], order[:held]
-    first, second = (LabelledImages(data.images[p], data.labels[p], data.classes) for p in parts)
-    if len(first) < config.batch_size:
-        raise UserError(f"{config.data}: {len(first)} images are fewer than one batch")
-    return first, second
-
-
-def _batches(
-    data: LabelledImages, config: TrainConfig, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled batches, each image shifted by up to an eighth of its width, and mirrored."""
-    order = torch.randperm(len(data), generator=generator)
-    images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
-    reach = max(1, data.images.shape[-1] // 8 - 1) if data.images.shape[-1] < 32 else 4
-    for start in range(0, len(data) - config.batch_size + 1, config.batch_size):
-        index = order[start : start + config.batch_size]
-        yield _augmented(_as_float(images[index]), reach, generator), labels[index]
-
-
-def _augmented(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
-    n, _, height, width = images.shape
-    padded = F.pad(images, (reach,) * 4)
-    shifts = torch.randint(0, 2 * reach + 1, (n, 2), generator=generator)
-    rows = shifts[:, :1] + torch.arange(height)
-    columns = shifts[:, 1:] + torch.arange(width)
-    mirrored = torch.rand(n, generator=generator) < 0.5
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    index = torch.arange(n)[:, None, None]
-    moved = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
-    return moved.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-
-
-def _as_float(images: Tensor) -> Tensor:
-    return images.float().div(255)
-
-
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     """SGD with Nesterov momentum; weight decay for the weights of the network only."""
     named = list(model.named_parameters())
@@ -346,8 +283,8 @@ def _fresh_info(config: TrainConfig, classes: tuple[str, ...]) -> CheckpointInfo
     )
 
 
-def _resumed(config: TrainConfig, out: Path) -> tuple[nn.Module, CheckpointInfo]:
-    model, info = load_checkpoint(out)
+def _resumed(config: TrainConfig, out: Path) -> tuple[nn.Module, CheckpointInfo, dict[str, Tensor]]:
+    model, info, momentum = load_resume_state(out)
     wanted = _fresh_info(config, tuple(info.classes)).training
     different = sorted(k for k in wanted if k != "data" and wanted[k] != info.training.get(k))
     if different:
@@ -356,7 +293,7 @@ def _resumed(config: TrainConfig, out: Path) -> tuple[nn.Module, CheckpointInfo]
             f"{out}: was trained with {key} = {info.training.get(key)}, not {wanted[key]}; resume "
             "with the same options"
         )
-    return model, info
+    return model, info, momentum
 
 
 def _first_bad(model: nn.Module) -> str:

@@ -12,6 +12,7 @@ The body says what the function means; attributes say what lowering needs to kno
 ``binary_scale``   1 if the scale is a mask of zeros and ones
 ``open_unit``      neighbouring channels of open_out that open together; ``open_unit_in`` of open_in
 ``lowering``       dense, if or indexed
+``algorithm``      of a conv2d: direct, winograd_2 or winograd_4; ``costs``: of each, as JSON
 =================  =================================================================================
 """
 
@@ -53,7 +54,7 @@ class CompositeCall:
     @property
     def operator(self) -> Call:
         """The convolution or pooling in the body."""
-        return self.func.body.blocks[0].bindings[0].value
+        return operator_of(self.func)
 
     def attribute(self, name: str, default: object = None) -> object:
         """An attribute of the function."""
@@ -69,6 +70,11 @@ def as_composite(functions: Functions, value: Expr) -> CompositeCall | None:
         return None
     roles = [str(role) for role in func.attrs["roles"]]
     return CompositeCall(value.op, func, dict(zip(roles, value.args, strict=True)))
+
+
+def operator_of(func: relax.Function) -> Call:
+    """The convolution or pooling in a composite function's body."""
+    return func.body.blocks[0].bindings[0].value
 
 
 def is_composite(func: object) -> bool:

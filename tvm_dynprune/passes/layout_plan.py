@@ -37,7 +37,24 @@ class LayoutPlan:
 
     def feature_map(self, var: Var) -> FeatureMap:
         """The blocked layout of a tensor (N, C, H, W)."""
-        return FeatureMap(*shape_of(var), self.lanes, self._halo.get(self._lead(var), 0))
+        shape = shape_of(var)
+        lanes = min(self.lanes, shape[1]) if self._feeds_convolutions(var) else self.lanes
+        return FeatureMap(*shape, lanes, self._halo.get(self._lead(var), 0))
+
+    def _feeds_convolutions(self, var: Var) -> bool:
+        """Whether a plain tensor, as an image is, is read by convolutions only.
+
+        They take one channel at a time, so that fewer channels than lanes need no padding.
+        """
+        if var in self.blocked:
+            return False
+        composites = [self.composites.get(user) for user in self.flow.users.get(var, [])]
+        return all(
+            composite is not None
+            and composite.kind == "conv2d"
+            and not _is(composite.arguments.get("residual"), var)
+            for composite in composites
+        )
 
     def fills(self, var: Var) -> bool:
         """Whether what computes `var` must write zeros into the channels it leaves out."""

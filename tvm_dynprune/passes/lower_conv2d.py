@@ -26,10 +26,18 @@ import numpy as np
 from tvm import relax
 from tvm.ir import Expr
 from tvm.relax import Var, op
+from tvm.tirx import PrimFunc
 
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.any_open import any_open
-from tvm_dynprune.kernels.conv2d import Conv2d, conv2d, conv2d_closed, pack_channels, pack_weight
+from tvm_dynprune.kernels.conv2d import Conv2d, conv2d_closed, pack_channels
+from tvm_dynprune.kernels.direct_conv2d import direct_conv2d, pack_direct_weight
+from tvm_dynprune.kernels.winograd_conv2d import (
+    Winograd,
+    pack_winograd_weight,
+    winograd_conv2d,
+    winograd_input,
+)
 from tvm_dynprune.passes.composite import CompositeCall
 from tvm_dynprune.passes.dataflow import constant_of, shape_of
 
@@ -45,7 +53,7 @@ def lower_conv2d(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
         return _indexed(emitter, var, composite, spec)
     if lowering == "if" and "open_out" in composite.arguments:
         return _conditional(emitter, var, composite, spec)
-    return _call(emitter, composite, spec, [])
+    return _call(emitter, composite, spec, [], [])
 
 
 def _spec(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Conv2d:
@@ -91,37 +99,64 @@ def parse_activation(step: str) -> Activation:
 
 
 def _indexed(emitter: KernelEmitter, var: Var, composite: CompositeCall, spec: Conv2d) -> Var:
-    lists, lanes = [], spec.y.lanes
+    lists_in: list[Expr] = []
+    lists_out: list[Expr] = []
+    lanes = spec.y.lanes
     if "open_in" in composite.arguments:
-        channels, blocks, count = emitter.lists(composite.arguments["open_in"])
         spec = replace(spec, open_in=True, unit_in=int(composite.attribute("open_unit_in")))
-        lists += [blocks if spec.reduction.order == "blocks" else channels, count]
+        unit = lanes if spec.by_input_block else 1
+        lists_in = emitter.open_list(composite.arguments["open_in"], unit)
     if "open_out" in composite.arguments:
-        channels, blocks, count = emitter.lists(composite.arguments["open_out"])
         unit = gcd(int(composite.attribute("open_unit")), lanes)
         by_block = unit == lanes
-        lists += [blocks if by_block else channels, count]
+        lists_out = emitter.open_list(composite.arguments["open_out"], lanes if by_block else 1)
         fill = spec.residual is not None or emitter.plan.fills(var)
         # Channels outside the list are not computed, so a mask of zeros and ones has done its work.
         scale = spec.scale and not composite.attribute("binary_scale", 0)
         visit = "blocks" if by_block else "gather"
         spec = replace(spec, visit=visit, unit=unit, fill=fill, scale=scale)
-    return _call(emitter, composite, spec, lists)
+    return _call(emitter, composite, spec, lists_in, lists_out)
 
 
-def _call(emitter: KernelEmitter, composite: CompositeCall, spec: Conv2d, lists: list[Var]) -> Var:
+def _call(
+    emitter: KernelEmitter,
+    composite: CompositeCall,
+    spec: Conv2d,
+    lists_in: list[Expr],
+    lists_out: list[Expr],
+) -> Var:
+    kernel, arguments = _kernel(emitter, composite, spec, lists_in)
     out = [relax.TensorType(spec.y.shape, "float32")]
-    arguments = [*_arguments(emitter, composite, spec), *lists]
-    return emitter.call(conv2d(spec), f"conv2d_{composite.layer}", arguments, out)
+    return emitter.call(kernel, f"conv2d_{composite.layer}", [*arguments, *lists_out], out)
 
 
-def _arguments(emitter: KernelEmitter, composite: CompositeCall, spec: Conv2d) -> list[Expr]:
-    """The kernel's arguments up to the lists."""
-    given = composite.arguments
-    arguments = [
-        emitter.blocked(given["x"]),
-        relax.const(pack_weight(constant_of(given["weight"]), spec)),
+def _kernel(
+    emitter: KernelEmitter, composite: CompositeCall, spec: Conv2d, lists_in: list[Expr]
+) -> tuple[PrimFunc, list[Expr]]:
+    """The chosen algorithm's kernel, and its arguments up to the list of outputs."""
+    x = emitter.blocked(composite.arguments["x"])
+    weight = constant_of(composite.arguments["weight"])
+    algorithm = str(composite.attribute("algorithm"))
+    if algorithm == "direct":
+        kernel, packed = direct_conv2d(spec), pack_direct_weight(weight, spec)
+    else:
+        winograd = Winograd(spec, int(algorithm.removeprefix("winograd_")))
+        transformed = [relax.TensorType(winograd.transformed_shape, "float32")]
+        name = f"winograd_input_{composite.layer}"
+        x = emitter.call(winograd_input(winograd), name, [x, *lists_in], transformed)
+        kernel, packed = winograd_conv2d(winograd), pack_winograd_weight(weight, winograd)
+    return kernel, [
+        x,
+        relax.const(packed),
+        *_epilogue_arguments(emitter, composite, spec),
+        *lists_in,
     ]
+
+
+def _epilogue_arguments(
+    emitter: KernelEmitter, composite: CompositeCall, spec: Conv2d
+) -> list[Expr]:
+    given, arguments = composite.arguments, []
     if spec.bias:
         bias = np.broadcast_to(constant_of(given["bias"]).reshape(-1), (spec.y.channels,))
         arguments.append(relax.const(pack_channels(bias, spec.y)))
@@ -148,8 +183,8 @@ def _conditional(emitter: KernelEmitter, var: Var, composite: CompositeCall, spe
     out = relax.TensorType(spec.y.shape, "float32")
     residual = [] if spec.residual is None else [emitter.blocked(composite.arguments["residual"])]
     y = emitter.call(conv2d_closed(spec), "conv2d_closed", residual, [out])
-    global_var = emitter.add(conv2d(spec), f"conv2d_{composite.layer}")
-    arguments = _arguments(emitter, composite, spec)
+    kernel, arguments = _kernel(emitter, composite, spec, [])
+    global_var = emitter.add(kernel, f"conv2d_{composite.layer}")
     for group in range(groups):
         condition = builder.emit(op.take(decided, relax.const(group, "int64"), axis=0))
         branch = relax.call_tir_inplace(

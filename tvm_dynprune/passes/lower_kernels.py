@@ -7,14 +7,15 @@ Before::
 
 After (``indexed``; `lower_conv2d` shows the others)::
 
-    lists = R.call_tir(open_lists, (open,))        # channels, blocks, count
-    y = R.call_tir(conv2d, (x, w_packed, b_packed, lists[1], lists[2]))
+    list = R.call_tir(open_list, (open,))          # blocks, count
+    y = R.call_tir(conv2d, (x, w_packed, b_packed, list[0], list[1]))
 
 Tensors stay blocked between kernels (`LayoutPlan`); what is no composite runs as plain Relax, with
 conversions where the two meet. Weights are packed here, at compile time.
 Needs ChooseLowering before it; feeds TVM's own pipeline.
 """
 
+import json
 from contextlib import nullcontext
 
 import tvm
@@ -25,7 +26,7 @@ from tvm.relax import Var, op
 from tvm_dynprune.errors import NotLoweredError
 from tvm_dynprune.kernels.blocking import block_channels, unblock_channels
 from tvm_dynprune.kernels.feature_map import FeatureMap
-from tvm_dynprune.kernels.open_lists import open_lists
+from tvm_dynprune.kernels.open_list import open_list
 from tvm_dynprune.passes.composite import is_composite
 from tvm_dynprune.passes.dataflow import Functions, operands, result_of, shape_of, substitute
 from tvm_dynprune.passes.layout_plan import LayoutPlan
@@ -33,6 +34,7 @@ from tvm_dynprune.passes.lower_conv2d import lower_conv2d
 from tvm_dynprune.passes.lower_window import lower_global_average, lower_window
 
 OPAQUE = 8  # TVM's OpPatternKind
+KERNEL_CALLS = "kernel_calls"  # attribute of a lowered function: its kernels in order, with layers
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerKernels")
@@ -54,12 +56,15 @@ class LowerKernels:
         functions = dict(mod.functions_items())
         if not any(is_composite(func) for func in functions.values()):
             return mod
-        builder = relax.BlockBuilder()
+        builder, calls = relax.BlockBuilder(), {}
         for global_var, func in functions.items():
             if isinstance(func, relax.Function) and "global_symbol" in (func.attrs or {}):
                 emitter = KernelEmitter(builder, func, functions, self.lanes, self.registers)
                 emitter.emit_function(global_var.name_hint)
+                calls[global_var.name_hint] = json.dumps(emitter.calls)
         lowered = builder.finalize()
+        for name, value in calls.items():
+            lowered[name] = lowered[name].with_attr(KERNEL_CALLS, value)
         return lowered.with_attrs(dict(mod.attrs)) if mod.attrs else lowered
 
 
@@ -78,7 +83,10 @@ class KernelEmitter:
         self.plan = LayoutPlan(func, functions, lanes)
         self._blocked: dict[Var, Var] = {}
         self._plain: dict[Var, Expr] = {var: var for var in func.params}
-        self._lists: dict[Var, tuple[Var, Var, Var]] = {}
+        self._lists: dict[tuple[Var, int], list[Expr]] = {}
+        self._layer = ""
+        # Kernel and layer of each call, in order: equal kernels are shared, so names do not tell.
+        self.calls: list[tuple[str, str]] = []
 
     def emit_function(self, name: str) -> None:
         """Emit the whole function under `name`."""
@@ -100,6 +108,7 @@ class KernelEmitter:
 
     def _emit_binding(self, var: Var, value: Expr) -> None:
         composite = self.plan.composites.get(var)
+        self._layer = "" if composite is None else composite.layer
         if composite is not None:
             lower = {
                 "conv2d": lower_conv2d,
@@ -121,7 +130,9 @@ class KernelEmitter:
 
     def add(self, kernel: tvm.tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
         """Add a kernel to the module; TVM must not fuse it with what stands around it."""
-        return self.builder.add_func(kernel.with_attr("op_pattern", OPAQUE), name)
+        global_var = self.builder.add_func(kernel.with_attr("op_pattern", OPAQUE), name)
+        self.calls.append((global_var.name_hint, self._layer))
+        return global_var
 
     def blocked(self, var: Var) -> Var:
         """The tensor in blocked layout."""
@@ -152,20 +163,18 @@ class KernelEmitter:
         out = relax.TensorType(shape, "float32")
         return self.call(unblock_channels(size), "unblock_channels", [value], [out])
 
-    def lists(self, is_open: Var) -> tuple[Var, Var, Var]:
-        """Channel list, block list and counts of a set (N, C) bool."""
-        if is_open not in self._lists:
+    def open_list(self, is_open: Var, unit: int) -> list[Expr]:
+        """List and count of the open blocks of `unit` channels in a set (N, C) bool."""
+        if (is_open, unit) not in self._lists:
             batch, channels = shape_of(is_open)
-            blocks = -(-channels // self.plan.lanes)
-            out = [
-                relax.TensorType(shape, "int32")
-                for shape in ((batch, channels), (batch, blocks), (batch, 2))
+            shapes = ((batch, -(-channels // unit)), (batch,))
+            out = [relax.TensorType(shape, "int32") for shape in shapes]
+            kernel = open_list(batch, channels, unit)
+            result = self.call(kernel, "open_list", [self.plain(is_open)], out)
+            self._lists[is_open, unit] = [
+                self.builder.emit(relax.TupleGetItem(result, i)) for i in range(2)
             ]
-            kernel = open_lists(batch, channels, self.plan.lanes)
-            result = self.call(kernel, "open_lists", [self.plain(is_open)], out)
-            items = [self.builder.emit(relax.TupleGetItem(result, i)) for i in range(3)]
-            self._lists[is_open] = (items[0], items[1], items[2])
-        return self._lists[is_open]
+        return self._lists[is_open, unit]
 
 
 def tensor(size: FeatureMap) -> relax.TensorType:

@@ -72,8 +72,7 @@ def _lists(emitter: KernelEmitter, composite: CompositeCall) -> list[Expr]:
     """Block list and counts, where the kernel goes by them."""
     if str(composite.attribute("lowering")) != "indexed" or "open_out" not in composite.arguments:
         return []
-    _, blocks, count = emitter.lists(composite.arguments["open_out"])
-    return [blocks, count]
+    return emitter.open_list(composite.arguments["open_out"], emitter.plan.lanes)
 
 
 def _is_settled(composite: CompositeCall, lanes: int, lists: list[Expr]) -> bool:

@@ -10,6 +10,7 @@ from tvm import relax
 from tvm_dynprune.passes.add_dense_twin import AddDenseTwin
 from tvm_dynprune.passes.annotate_open import AnnotateOpen
 from tvm_dynprune.passes.canonicalize_pooling import CanonicalizePooling
+from tvm_dynprune.passes.choose_algorithm import ChooseAlgorithm
 from tvm_dynprune.passes.choose_lowering import ChooseLowering
 from tvm_dynprune.passes.expose_gates import ExposeGates
 from tvm_dynprune.passes.fold_batch_norm import FoldBatchNorm
@@ -49,13 +50,13 @@ def propagate_passes() -> list[tvm.transform.Pass]:
     ]
 
 
-def lower_passes(
+def choose_passes(
     soc: Soc, lowering: str, open_products: Mapping[str, float] | None
 ) -> list[tvm.transform.Pass]:
-    """Phases 4 and 5: choose a lowering per convolution, emit kernels."""
+    """Phase 4: how each kernel skips, and by which algorithm it computes."""
     return [
         ChooseLowering(lowering, open_products),
-        LowerKernels(soc.lanes, soc.vector_registers),
+        ChooseAlgorithm(soc.lanes, soc.cost, open_products),
     ]
 
 
@@ -111,13 +112,18 @@ def annotate(mod: tvm.IRModule, *, twin: bool = True) -> tvm.IRModule:
     return tvm.transform.Sequential(passes)(mod)
 
 
-def lower(
+def choose(
     mod: tvm.IRModule,
     soc: Soc,
     lowering: str = "auto",
     open_products: Mapping[str, float] | None = None,
 ) -> tvm.IRModule:
-    """Phases 4 and 5: from what `annotate` returned to calls of TIR kernels.
+    """Phase 4: from what `annotate` returned to composite calls whose kernels are chosen."""
+    return tvm.transform.Sequential(choose_passes(soc, lowering, open_products))(mod)
+
+
+def lower(mod: tvm.IRModule, soc: Soc) -> tvm.IRModule:
+    """Phase 5: from what `choose` returned to calls of TIR kernels.
 
     Raises
     ------
@@ -125,7 +131,7 @@ def lower(
         A kernel was not lowered.
     """
     with soc.tvm_target():
-        mod = tvm.transform.Sequential(lower_passes(soc, lowering, open_products))(mod)
+        mod = LowerKernels(soc.lanes, soc.vector_registers)(mod)
     check_lowered(mod)
     return mod
 
@@ -147,7 +153,7 @@ def optimize(mod: tvm.IRModule, soc: Soc, lowering: str = "auto") -> tvm.IRModul
     NotLoweredError
         A kernel was not lowered.
     """
-    return lower(annotate(mod), soc, lowering)
+    return lower(choose(annotate(mod), soc, lowering), soc)
 
 
 def build(mod: tvm.IRModule, soc: Soc) -> relax.VMExecutable:

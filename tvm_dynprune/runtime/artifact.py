@@ -21,7 +21,8 @@ from tvm_dynprune.errors import ArtifactError
 from tvm_dynprune.files import sha256
 from tvm_dynprune.soc import missing_here
 
-FORMAT = 1
+FORMAT = 2
+FUNCTIONS = ("main", "dense")
 MANIFEST, REFERENCE = "manifest.json", "reference.npz"
 
 
@@ -43,7 +44,17 @@ class Gate:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known about an artifact without loading its library."""
+    """What is known about an artifact without loading its library.
+
+    Attributes
+    ----------
+    layers, dense_layers
+        What each convolution of ``main`` and ``dense`` costs; see `layer_macs`.
+    choices
+        How each convolution of ``main`` is computed, and why; see `ChooseAlgorithm`.
+    kernels
+        Function → kernel and layer of each of its calls, in order.
+    """
 
     network: str
     soc: str
@@ -57,7 +68,8 @@ class Manifest:
     gates: list[Gate]
     layers: list[dict[str, Any]]
     dense_layers: list[dict[str, Any]]
-    lowerings: dict[str, str]
+    choices: list[dict[str, Any]]
+    kernels: dict[str, list[list[str]]]
     unused_gates: dict[str, str]
     max_abs_error: float | None
     versions: dict[str, str]

@@ -9,7 +9,7 @@ from torch import nn
 
 from tvm_dynprune.errors import ModelError
 from tvm_dynprune.nn.networks.fashion import FashionCNN
-from tvm_dynprune.nn.networks.mobilenet import MobileNetV2
+from tvm_dynprune.nn.networks.mobilenet import MobileNetV1, MobileNetV2
 from tvm_dynprune.nn.networks.resnet import CifarResNet, ResNet18
 from tvm_dynprune.nn.networks.squeezenet import SqueezeNet
 from tvm_dynprune.nn.networks.vgg import VGG
@@ -55,6 +55,7 @@ NETWORKS: dict[str, NetworkSpec] = {
     "resnet56": NetworkSpec(partial(CifarResNet, 9), *_CIFAR),
     "resnet18": NetworkSpec(ResNet18, *_IMAGENET),
     "squeezenet1_1": NetworkSpec(SqueezeNet, *_IMAGENET),
+    "mobilenet_v1": NetworkSpec(MobileNetV1, *_IMAGENET),
     "mobilenet_v2": NetworkSpec(MobileNetV2, *_IMAGENET),
 }
 

@@ -2,19 +2,21 @@
 import numpy as np
 import pytest
 
-from tests.kernels.util import compiled, lists, open_channels
+from tests.kernels.util import compiled, open_channels, open_list as expected_list
 from tvm_dynprune.kernels.any_open import any_open
-from tvm_dynprune.kernels.open_lists import open_lists
+from tvm_dynprune.kernels.open_list import open_list
 
 
-@pytest.mark.parametrize(("channels", "lanes"), [(8, 8), (21, 8), (64, 16), (3, 16), (37, 4)])
+@pytest.mark.parametrize(
+    ("channels", "unit"), [(8, 8), (21, 8), (64, 16), (3, 16), (37, 4), (21, 1), (1, 1)]
+)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_open_channels_and_blocks_come_first(batch, channels, lanes):
-    kernel = compiled(open_lists(batch, channels, lanes))
+def test_open_blocks_come_first(batch, channels, unit):
+    kernel = compiled(open_list(batch, channels, unit))
     for kind in ("open", "closed", "mixed"):
         is_open = open_channels(kind, batch, channels, 1)
-        is_open[-1, lanes : 2 * lanes] = False  # a closed block between open ones
-        expected = lists(is_open, lanes)
+        is_open[-1, unit : 2 * unit] = False  # a closed block between open ones
+        expected = expected_list(is_open, unit)
         actual = [np.full_like(array, -1) for array in expected]
         kernel(is_open, *actual)
         for got, wanted in zip(actual, expected, strict=True):
@@ -23,12 +25,11 @@ def test_open_channels_and_blocks_come_first(batch, channels, lanes):
 
 def test_lists_of_a_small_example():
     is_open = np.array([[0, 1, 0, 0, 0, 0, 1]], bool)
-    channels, blocks = np.zeros((1, 7), "int32"), np.zeros((1, 4), "int32")
-    count = np.zeros((1, 2), "int32")
-    compiled(open_lists(1, 7, 2))(is_open, channels, blocks, count)
-    assert channels.tolist() == [[1, 6, 0, 2, 3, 4, 5]]
-    assert blocks.tolist() == [[0, 3, 1, 2]]
-    assert count.tolist() == [[2, 2]]
+    for unit, wanted in ((1, [1, 6, 0, 2, 3, 4, 5]), (2, [0, 3, 1, 2])):
+        items, count = np.zeros((1, len(wanted)), "int32"), np.zeros(1, "int32")
+        compiled(open_list(1, 7, unit))(is_open, items, count)
+        assert items.tolist() == [wanted]
+        assert count.tolist() == [2]
 
 
 @pytest.mark.parametrize("group_size", [1, 4, 8])

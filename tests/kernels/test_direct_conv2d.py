@@ -11,14 +11,15 @@ from tests.kernels.util import (
     blocked,
     compiled,
     halo_of,
-    lists,
     open_channels,
+    open_list,
     plain,
     random,
     unwritten,
 )
 from tvm_dynprune.kernels.activation import Activation
-from tvm_dynprune.kernels.conv2d import Conv2d, conv2d, conv2d_closed, pack_channels, pack_weight
+from tvm_dynprune.kernels.conv2d import Conv2d, conv2d_closed, pack_channels
+from tvm_dynprune.kernels.direct_conv2d import direct_conv2d, pack_direct_weight
 from tvm_dynprune.kernels.feature_map import FeatureMap
 
 RELU, RELU6 = Activation(0.0, None), Activation(0.0, 6.0)
@@ -95,7 +96,7 @@ class Convolution:
 
     def __init__(self, case: Case) -> None:
         self.case, self.spec = case, case.spec
-        self.kernel = compiled(conv2d(self.spec))
+        self.kernel = compiled(direct_conv2d(self.spec))
         shape = (case.batch, case.c_out, self.spec.y.height, self.spec.y.width)
         self.x = random(case.batch, case.c_in, *case.size)
         self.weight = random(case.c_out, case.c_in, *case.kernel, seed=1)
@@ -109,16 +110,14 @@ class Convolution:
         x = self.x.copy()
         if case.open_in:
             x[~open_in] = np.nan  # a closed channel may hold anything
-        arguments = [blocked(x, spec.x), pack_weight(self.weight, spec)]
+        arguments = [blocked(x, spec.x), pack_direct_weight(self.weight, spec)]
         arguments += [pack_channels(self.bias, spec.y)] if case.bias else []
         arguments += [self.scale] if case.scale else []
         arguments += [blocked(self.residual, spec.residual)] if spec.residual else []
         if case.open_in:
-            channels, blocks, count = lists(open_in, case.lanes)
-            arguments += [blocks if spec.reduction.order == "blocks" else channels, count]
+            arguments += open_list(open_in, case.lanes if spec.by_input_block else 1)
         if case.visit in ("blocks", "gather"):
-            channels, blocks, count = lists(open_out, case.lanes)
-            arguments += [blocks if case.visit == "blocks" else channels, count]
+            arguments += open_list(open_out, case.lanes if case.visit == "blocks" else 1)
         y = unwritten(spec.y)
         if case.visit == "group":
             for group in np.flatnonzero(open_out[0, :: case.group]):
@@ -310,7 +309,7 @@ def test_packed_weights_hold_each_weight_once_and_zeros():
     case = Case(c_in=5, c_out=11)
     weight = random(11, 5, 3, 3)
     for visit in ("all", "gather"):
-        packed = pack_weight(weight, Case(c_in=5, c_out=11, visit=visit).spec)
+        packed = pack_direct_weight(weight, Case(c_in=5, c_out=11, visit=visit).spec)
         assert packed.size == 16 * 5 * 9
         assert sorted(packed[packed != 0]) == sorted(weight.reshape(-1))
     np.testing.assert_array_equal(pack_channels(np.arange(11), case.spec.y)[11:], np.zeros(5))

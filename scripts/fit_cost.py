@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fit the [cost] table of a SoC profile to timings of this machine; prints the table.
+
+Times direct and Winograd kernels over layers and open fractions, with weights that come from beyond
+the caches as they do in a network, and solves for the non-negative costs that explain the times
+best, relative errors weighing alike. Run it on a quiet machine: python scripts/fit_cost.py
+"""
+
+import itertools
+import time
+
+import numpy as np
+import tvm
+from rich.progress import track
+from scipy.optimize import nnls
+
+from tvm_dynprune.bench.turns import pinned
+from tvm_dynprune.kernels.conv2d import Conv2d
+from tvm_dynprune.kernels.direct_conv2d import direct_conv2d
+from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.kernels.winograd_conv2d import Winograd, winograd_conv2d, winograd_input
+from tvm_dynprune.passes.kernel_cost import direct_cost, winograd_cost
+from tvm_dynprune.soc import Cost, Soc, load_soc
+
+LAYERS = ((64, 56), (64, 32), (128, 28), (128, 16), (256, 14), (256, 8), (512, 7), (512, 4))
+OPEN = (1.0, 0.5, 0.25)
+ALGORITHMS = ("direct", "winograd_2", "winograd_4")
+COLD_MIB = 96  # of weights that are gone through in turns
+
+
+def main() -> None:
+    """Measure, fit, print."""
+    soc = load_soc("host")
+    rows, times = [], []
+    with pinned(1):
+        cases = list(itertools.product(LAYERS, ALGORITHMS))
+        for (channels, size), algorithm in track(cases, "timing kernels"):
+            for fraction, time_ns in _times(soc, channels, size, algorithm).items():
+                rows.append(_features(soc, channels, size, algorithm, fraction))
+                times.append(time_ns)
+    matrix, times = np.array(rows), np.array(times)
+    solution, _ = nnls(matrix / times[:, None], np.ones(len(times)))
+    fma, transform, weight = solution
+    errors = np.abs(matrix @ solution / times - 1)
+    print(f"# one vector multiply-add: {fma:.3f} ns; median error {np.median(errors):.0%}")
+    print(f"[cost]\ntransform = {transform / fma:.1f}\nweight = {weight / fma:.1f}")
+
+
+def _features(soc: Soc, channels: int, size: int, algorithm: str, fraction: float) -> list[float]:
+    """How often multiply-adds, transforms and weights occur: the cost is linear in its terms."""
+
+    def cost(transform: float, weight: float) -> float:
+        given = Cost(transform, weight)
+        open_in, blocks = channels * fraction, channels / soc.lanes * fraction
+        if algorithm == "direct":
+            return direct_cost(open_in, blocks, size * size, (3, 3), given)
+        m = int(algorithm[-1])
+        return winograd_cost(open_in, blocks, (size, size), soc.lanes, m, given)
+
+    base = cost(0, 0)
+    return [base, cost(1, 0) - base, cost(0, 1) - base]
+
+
+def _times(soc: Soc, channels: int, size: int, algorithm: str) -> dict[float, float]:
+    """Open fraction → ns of the kernel, or kernels."""
+    image = FeatureMap(1, channels, size, size, soc.lanes, 1)
+    spec = Conv2d(
+        x=image,
+        y=image,
+        kernel=(3, 3),
+        stride=(1, 1),
+        pad=(1, 1),
+        dilation=(1, 1),
+        open_in=True,
+        unit_in=soc.lanes,
+        visit="blocks",
+        registers=soc.vector_registers,
+    )
+    tensor = tvm.runtime.tensor
+    x, y = (tensor(np.zeros(image.shape, "float32")) for _ in range(2))
+    if algorithm == "direct":
+        stages, u = [], x
+        kernel = _compiled(soc, direct_conv2d(spec))
+        shape = (image.blocks, *spec.reduction.weight_shape, soc.lanes)
+    else:
+        winograd = Winograd(spec, int(algorithm[-1]))
+        u = tensor(np.zeros(winograd.transformed_shape, "float32"))
+        stages = [_compiled(soc, winograd_input(winograd))]
+        kernel = _compiled(soc, winograd_conv2d(winograd))
+        shape = (image.blocks, winograd.points, image.blocks, soc.lanes, soc.lanes)
+    copies = max(1, COLD_MIB * 2**20 // (4 * int(np.prod(shape))))
+    weights = [tensor(np.zeros(shape, "float32")) for _ in range(min(copies, 64))]
+    result = {}
+    for fraction in OPEN:
+        lists = _lists(image.blocks, fraction)
+        samples = []
+        for weight in (weights * 9)[: max(9, len(weights))]:
+            before = sum(_once(stage, x, *lists, u) for stage in stages)
+            samples.append(before + _once(kernel, u, weight, *lists, *lists, y))
+        result[fraction] = float(np.median(samples)) * 1e9
+    return result
+
+
+def _compiled(soc: Soc, kernel: tvm.tirx.PrimFunc):
+    module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
+    return tvm.compile(module, target=soc.tvm_target())["main"]
+
+
+def _once(kernel, *arguments: tvm.runtime.Tensor) -> float:
+    # Not by a time_evaluator, which runs once before it times and so warms the caches.
+    started = time.perf_counter()
+    kernel(*arguments)
+    return time.perf_counter() - started
+
+
+def _lists(blocks: int, fraction: float) -> tuple[tvm.runtime.Tensor, tvm.runtime.Tensor]:
+    kept = max(1, round(blocks * fraction))
+    order = np.random.default_rng(0).permutation(blocks)
+    items = np.concatenate([np.sort(order[:kept]), np.sort(order[kept:])]).astype("int32")
+    counts = np.array([[kept * 16, kept]], "int32")
+    return tvm.runtime.tensor(items[None]), tvm.runtime.tensor(counts)
+
+
+if __name__ == "__main__":
+    main()

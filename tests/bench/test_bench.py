@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmarks against another engine, with one that every test environment has."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tvm_dynprune.bench import bench
+from tvm_dynprune.bench.bench import measure_bench
+from tvm_dynprune.bench.engines import PEERS, engine_module
+from tvm_dynprune.bench.forced import Forced, Gating, compile_forced, force_gates
+from tvm_dynprune.bench.suite import page
+from tvm_dynprune.bench.turns import EngineError
+from tvm_dynprune.errors import ToolError
+
+
+@pytest.fixture(scope="module")
+def forced() -> Forced:
+    return force_gates("fashion_cnn", Gating(group_size=16, open_fraction=0.5))
+
+
+def measured(forced: Forced, folder: Path) -> dict:
+    artifact = compile_forced(forced, folder / "artifact", soc="host", lowering="indexed")
+    images = np.random.default_rng(0).random((2, 1, 28, 28), "float32")
+    return measure_bench(artifact, images, forced=forced, against=["onnxruntime"], rounds=2, seed=0)
+
+
+def test_against_another_engine(forced: Forced, tmp_path: Path) -> None:
+    result = measured(forced, tmp_path)
+    engines = result["engines"]
+    assert list(engines) == ["dynprune", "dynprune_dense", "onnxruntime", "onnxruntime_masked"]
+    for name in ("onnxruntime", "onnxruntime_masked"):
+        assert engines[name]["max_abs_error"] < 1e-5
+        assert engines[name]["runs"] == 12
+    ratio = engines["onnxruntime"]["median_ms"] / engines["dynprune"]["median_ms"]
+    assert result["speedup_vs_best_peer"] == pytest.approx(ratio)
+    assert result["forced_gates"]
+    assert 0.3 < result["open_fraction"] < 0.7
+    assert result["provenance"]["versions"].keys() >= {"onnxruntime", "apache-tvm"}
+
+    text = "\n".join(page([result]))
+    assert "## fashion_cnn" in text
+    assert "| onnxruntime_masked |" in text
+    assert f"| {result['mac_cut']:.1%} |" in text
+
+
+def test_an_engine_that_computes_something_else_is_an_error(
+    forced: Forced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = bench.write_for_peers
+
+    def write_another(network: torch.nn.Module, name: str, path: Path) -> None:
+        other = force_gates("fashion_cnn", Gating(seed=1))
+        write(other.dense if path.stem == "dense" else network, name, path)
+
+    monkeypatch.setattr(bench, "write_for_peers", write_another)
+    with pytest.raises(EngineError, match="engine onnxruntime differs from PyTorch by"):
+        measured(forced, tmp_path)
+
+
+def test_forced_networks_share_their_weights(forced: Forced) -> None:
+    gated, dense = forced.gated.state_dict(), forced.dense.state_dict()
+    assert dense.keys() <= gated.keys()
+    assert all(torch.equal(gated[name], value) for name, value in dense.items())
+
+
+def test_engines_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ToolError, match="unknown engine 'fast': known are onnxruntime, "):
+        engine_module("fast")
+    monkeypatch.setattr("tvm_dynprune.bench.engines.find_spec", lambda _: None)
+    with pytest.raises(ToolError, match=r"openvino is not installed: pip install '.*\[bench\]'"):
+        engine_module("openvino")
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_every_engine_has_the_same_face(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvm_dynprune.bench.engines.find_spec", lambda _: True)
+    module = engine_module(name)
+    assert module.SETTINGS
+    assert callable(module.prepare)
+    assert callable(module.load)

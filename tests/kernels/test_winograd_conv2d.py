@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Winograd convolution against PyTorch; closed channels hold NaN, so reading one would show."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.kernels.util import (
+    assert_close,
+    blocked,
+    compiled,
+    halo_of,
+    open_channels,
+    open_list,
+    plain,
+    random,
+    unwritten,
+)
+from tvm_dynprune.kernels.activation import Activation
+from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
+from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.kernels.winograd_conv2d import (
+    Winograd,
+    pack_winograd_weight,
+    winograd_conv2d,
+    winograd_input,
+)
+
+LANES = 8
+# Of the scale: the transforms of F(4 x 4) subtract numbers ten times as large as their difference.
+TOLERANCE = {2: 5e-6, 4: 5e-5}
+
+
+def convolution(
+    size: tuple[int, int] = (7, 6),
+    pad: int = 1,
+    halo: int = 1,
+    batch: int = 1,
+    channels: tuple[int, int] = (16, 24),
+    **changes,
+) -> Conv2d:
+    height, width = (side + 2 * pad - 2 for side in size)
+    y = FeatureMap(batch, channels[1], height, width, LANES, 1)
+    spec = Conv2d(
+        x=FeatureMap(batch, channels[0], *size, LANES, halo),
+        y=y,
+        kernel=(3, 3),
+        stride=(1, 1),
+        pad=(pad, pad),
+        dilation=(1, 1),
+        bias=True,
+        unit_in=LANES,
+        registers=16,
+    )
+    return replace(spec, **changes)
+
+
+def check(spec: Conv2d, m: int, kind: str = "open") -> None:
+    """Run both kernels and compare every open block; closed ones must stay as they were."""
+    x_map, y_map, winograd = spec.x, spec.y, Winograd(spec, m)
+    x = random(x_map.batch, x_map.channels, x_map.height, x_map.width)
+    weight = random(y_map.channels, x_map.channels, 3, 3, seed=1)
+    bias = random(y_map.channels, seed=2)
+    scale = random(y_map.batch, y_map.channels, 1, 1, seed=3)
+    residual = random(y_map.batch, y_map.channels, y_map.height, y_map.width, seed=4)
+    open_in = open_channels(kind if spec.open_in else "open", len(x), x_map.channels, LANES)
+    open_out = open_channels(
+        kind if spec.visit == "blocks" else "open", len(x), y_map.channels, LANES, seed=5
+    )
+    clean = np.where(open_in[:, :, None, None], x, 0)
+    x = np.where(open_in[:, :, None, None], x, np.nan).astype("float32")
+
+    by_block = [open_list(is_open, LANES) for is_open in (open_in, open_out)]
+    lists_in = list(by_block[0]) if spec.open_in else []
+    u = np.full(winograd.transformed_shape, np.nan, "float32")
+    compiled(winograd_input(winograd))(blocked(x, x_map), *lists_in, u)
+
+    y = unwritten(y_map)
+    arguments = [u, pack_winograd_weight(weight, winograd), pack_channels(bias, y_map)]
+    arguments += [scale] if spec.scale else []
+    arguments += [] if spec.residual is None else [blocked(residual, spec.residual)]
+    arguments += lists_in
+    arguments += list(by_block[1]) if spec.visit == "blocks" else []
+    compiled(winograd_conv2d(winograd))(*arguments, y)
+
+    expected = F.conv2d(
+        torch.from_numpy(clean).double(),
+        torch.from_numpy(weight).double(),
+        torch.from_numpy(bias).double(),
+        padding=spec.pad,
+    ).numpy()
+    expected = np.maximum(expected, 0) if spec.before else expected
+    expected = expected * scale if spec.scale else expected
+    expected = expected + residual if spec.residual is not None else expected
+    expected = np.where(open_out[:, :, None, None], expected, np.nan)
+    assert_close(plain(y, y_map), expected.astype("float32"), TOLERANCE[m])
+    inside = open_out[:, ::LANES]
+    assert (halo_of(y, y_map)[inside] == 0).all()
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 9), (7, 6), (16, 3), (13, 14)])
+def test_sizes(m: int, size: tuple[int, int]) -> None:
+    check(convolution(size), m)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize(("pad", "halo"), [(0, 0), (0, 1), (0, 3), (1, 1), (1, 2), (2, 2)])
+def test_padding_and_a_halo_that_others_need(m: int, pad: int, halo: int) -> None:
+    check(convolution((9, 6), pad, halo), m)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("kind", ["open", "closed", "mixed"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("sides", ["in", "out", "both"])
+def test_open_sets(m: int, kind: str, batch: int, sides: str) -> None:
+    spec = convolution(batch=batch, channels=(24, 32), open_in=sides != "out")
+    check(replace(spec, visit="all" if sides == "in" else "blocks"), m, kind)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+def test_epilogue(m: int) -> None:
+    residual = FeatureMap(1, 24, 7, 6, LANES, 2)
+    check(convolution(before=Activation(), scale=True, residual=residual), m)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+def test_output_channels_that_fill_no_block(m: int) -> None:
+    spec = convolution(channels=(16, 21))
+    winograd = Winograd(spec, m)
+    packed = pack_winograd_weight(random(21, 16, 3, 3), winograd)
+    assert packed.shape == (3, (m + 2) ** 2, 2, LANES, LANES)
+    assert (packed[2, ..., 5:] == 0).all()
+    check(spec, m)

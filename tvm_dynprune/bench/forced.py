@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks with random weights and forced gates, as each engine takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tvm_dynprune.compiler import Model, compile
+from tvm_dynprune.errors import ToolError
+from tvm_dynprune.runtime import Artifact
+from tvm_dynprune.soc import load_soc
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Gating:
+    """How the gates of a network are forced: by a MAC cut, else by a share of open groups."""
+
+    group_size: int = 16
+    open_fraction: float = 0.5
+    mac_cut: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Forced:
+    """A network with forced gates in PyTorch, and the same network without its gates."""
+
+    name: str
+    gated: nn.Module
+    dense: nn.Module
+
+
+def force_gates(name: str, gating: Gating) -> Forced:
+    """Build one of the project's networks with random weights and forced gates.
+
+    Raises
+    ------
+    ModelError
+        There is no such network.
+    ToolError
+        PyTorch is not installed.
+    """
+    try:
+        import torch
+
+        from tvm_dynprune.nn.forced import forced_network, network_with_mac_cut
+        from tvm_dynprune.nn.networks import build_network
+    except ImportError:
+        raise ToolError(
+            f"bench {name}: networks by name need PyTorch: pip install 'tvm-dynprune[train]'"
+        ) from None
+    size, seed = gating.group_size, gating.seed
+    if gating.mac_cut is not None:
+        gated, _ = network_with_mac_cut(name, group_size=size, mac_cut=gating.mac_cut, seed=seed)
+    else:
+        gated = forced_network(name, group_size=size, open_fraction=gating.open_fraction, seed=seed)
+    torch.manual_seed(seed)
+    dense = build_network(name).eval()
+    return Forced(name, gated, dense)
+
+
+def compile_forced(forced: Forced, out: Path, *, soc: str, lowering: str) -> Artifact:
+    """Compile the gated network, and with it the dense one."""
+    import torch
+
+    from tvm_dynprune.frontend import from_exported
+    from tvm_dynprune.nn.export import export
+
+    mod = from_exported(export(forced.gated, _example(forced.name, 2)), batch=1)
+
+    def reference(x: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [forced.gated(torch.from_numpy(x)).numpy()]
+
+    return compile(Model(forced.name, mod, reference), load_soc(soc), out, lowering=lowering)
+
+
+def write_for_peers(network: nn.Module, name: str, path: Path) -> None:
+    """Write a network of batch 1 as ONNX, and as ``.pt2`` beside it."""
+    import torch
+
+    from tvm_dynprune.nn.export import write_onnx
+
+    program = torch.export.export(network.eval(), (_example(name, 1),))
+    write_onnx(program, path)
+    torch.export.save(program, path.with_suffix(".pt2"))
+
+
+def outputs(network: nn.Module, images: np.ndarray) -> np.ndarray:
+    """PyTorch's outputs (N, classes) float32 for images (N, C, H, W), one by one."""
+    import torch
+
+    with torch.no_grad():
+        return np.concatenate([network(x[None]).numpy() for x in torch.from_numpy(images)])
+
+
+def _example(name: str, batch: int):
+    import torch
+
+    from tvm_dynprune.nn.networks import network_spec
+
+    return torch.rand(batch, *network_spec(name).input_shape)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images for training: a held-out part, shuffled and augmented batches, and their evaluation."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tvm_dynprune.data import DIGITS, LabelledImages, load_images
+from tvm_dynprune.errors import DataError
+from tvm_dynprune.nn.gates import gates_of, set_gates
+from tvm_dynprune.nn.macs import MacPlan, count_macs
+
+
+def split(
+    directory: Path, shape: tuple[int, ...], *, held: int, batch_size: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """Read the training images and hold a part out for validation.
+
+    Parameters
+    ----------
+    directory
+        As for `load_images`.
+    shape
+        (C, H, W) that the network takes.
+    held
+        Images to hold out, at most a fifth; which ones depends on the number of images only.
+    batch_size
+        There must be a batch of images left to train on.
+
+    Raises
+    ------
+    DataError
+        The images are not there, have another size, or are too few.
+    """
+    data = load_images(directory, "train")
+    if data.images.shape[1:] != shape:
+        raise DataError(
+            f"{directory}: images of {data.images.shape[1:]}, the network takes {shape}"
+        )
+    order = np.random.default_rng(1).permutation(len(data))
+    held = min(held, len(data) // 5)
+    parts = order[held:], order[:held]
+    first, second = (LabelledImages(data.images[p], data.labels[p], data.classes) for p in parts)
+    if len(first) < batch_size:
+        raise DataError(f"{directory}: {len(first)} images are fewer than one batch")
+    return first, second
+
+
+def batches(
+    data: LabelledImages, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield shuffled images (N, C, H, W) float32 in [0, 1] and their labels (N,) int64.
+
+    Each image is shifted by up to an eighth of its width and, unless it shows a digit, mirrored
+    with probability one half. A last batch that is not full is left out.
+    """
+    order = torch.randperm(len(data), generator=generator)
+    images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+    width, mirror = data.images.shape[-1], data.classes != DIGITS
+    reach = 4 if width >= 32 else max(1, width // 8 - 1)
+    for start in range(0, len(data) - batch_size + 1, batch_size):
+        index = order[start : start + batch_size]
+        yield _augmented(_as_float(images[index]), reach, mirror, generator), labels[index]
+
+
+def _augmented(images: Tensor, reach: int, mirror: bool, generator: torch.Generator) -> Tensor:
+    n, _, height, width = images.shape
+    padded = F.pad(images, (reach,) * 4)
+    shifts = torch.randint(0, 2 * reach + 1, (n, 2), generator=generator)
+    rows = shifts[:, :1] + torch.arange(height)
+    columns = shifts[:, 1:] + torch.arange(width)
+    if mirror:
+        mirrored = torch.rand(n, generator=generator) < 0.5
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    index = torch.arange(n)[:, None, None]
+    moved = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def _as_float(images: Tensor) -> Tensor:
+    return images.float().div(255)
+
+
+def evaluate(
+    model: nn.Module, data: LabelledImages, plan: MacPlan, *, prefix: str = ""
+) -> dict[str, float]:
+    """Accuracy and MAC cut with hard gates, as a record with prefixed names."""
+    model.eval()
+    set_gates(model, "hard")
+    correct, executed = 0, 0.0
+    for start in range(0, len(data), 500):
+        images = _as_float(torch.from_numpy(data.images[start : start + 500]))
+        labels = torch.from_numpy(data.labels[start : start + 500])
+        with torch.no_grad():
+            correct += int((model(images).argmax(1) == labels).sum())
+            if gates_of(model):
+                count = count_macs(model, images)
+                executed += float(count.executed_total.double().sum())
+    record = {f"{prefix}accuracy": round(correct / len(data), 5)}
+    if gates_of(model):
+        record[f"{prefix}mac_cut"] = round(1 - executed / len(data) / plan.dense_total, 4)
+    return record

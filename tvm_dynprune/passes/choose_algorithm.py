@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ChooseAlgorithm: decide how each convolution is computed, as attribute ``algorithm``.
+
+==============  ====================================================================================
+``direct``      any convolution
+``winograd_2``  F(2 x 2, 3 x 3), for 3x3 with steps of 1, where channels open by whole vectors
+``winograd_4``  F(4 x 4, 3 x 3), likewise
+==============  ====================================================================================
+
+The cheapest by `kernel_cost` is taken, at the open fractions that calibration measured, or half of
+what gates may close. The costs stand in ``costs``, for ``--explain``.
+Needs ChooseLowering before it; feeds LowerKernels.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import tvm
+from tvm import relax
+
+from tvm_dynprune.passes.composite import PREFIX, as_composite, is_composite, operator_of
+from tvm_dynprune.passes.dataflow import Dataflow, Functions, shape_of
+from tvm_dynprune.passes.kernel_cost import direct_cost, winograd_cost
+from tvm_dynprune.soc import Cost
+
+ASSUMED_OPEN = 0.7  # of each side, without calibration: half of the pairs
+
+
+@tvm.transform.module_pass(opt_level=0, name="ChooseAlgorithm")
+class ChooseAlgorithm:
+    """Set `algorithm` on every composite convolution.
+
+    Parameters
+    ----------
+    lanes
+        float32 lanes of a vector register of the target.
+    cost
+        Of the target's kernels.
+    open_products
+        Layer name → mean of open_in * open_out over calibration inputs, between 0 and 1.
+    """
+
+    def __init__(
+        self, lanes: int, cost: Cost, open_products: Mapping[str, float] | None = None
+    ) -> None:
+        self.lanes, self.cost = lanes, cost
+        self.open_products = dict(open_products or {})
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        functions = dict(mod.functions_items())
+        for global_var, func in functions.items():
+            if is_composite(func) and func.attrs["Composite"] == PREFIX + "conv2d":
+                if "algorithm" not in func.attrs:
+                    costs = self._costs(func)
+                    func = func.with_attr("algorithm", min(costs, key=lambda name: costs[name]))
+                    functions[global_var] = func.with_attr("costs", json.dumps(costs))
+        return tvm.IRModule(functions, attrs=mod.attrs)
+
+    def _costs(self, func: relax.Function) -> dict[str, float]:
+        """Expected cost of each algorithm that can compute the convolution."""
+        roles = [str(role) for role in func.attrs["roles"]]
+        c_out, c_in, *kernel = shape_of(func.params[roles.index("weight")])
+        height, width = shape_of(func.body)[2:]
+        open_in, open_out = self._open_fractions(func, roles)
+        channels, blocks = c_in * open_in, -(-c_out // self.lanes) * open_out
+        costs = {"direct": direct_cost(channels, blocks, height * width, kernel, self.cost)}
+        if _is_plain_3x3(func) and self._opens_by_vectors(func, roles, c_in):
+            for m in (2, 4):
+                costs[f"winograd_{m}"] = winograd_cost(
+                    channels, blocks, (height, width), self.lanes, m, self.cost
+                )
+        return costs
+
+    def _open_fractions(self, func: relax.Function, roles: list[str]) -> tuple[float, float]:
+        gated = [role in roles for role in ("open_in", "open_out")]
+        if str(func.attrs["lowering"]) == "dense" or not any(gated):
+            return 1.0, 1.0
+        layer = str(func.attrs["layer"])
+        each = ASSUMED_OPEN
+        if layer in self.open_products:
+            each = self.open_products[layer] ** (1 / sum(gated))
+        first, second = (each if is_gated else 1.0 for is_gated in gated)
+        return first, second
+
+    def _opens_by_vectors(self, func: relax.Function, roles: list[str], c_in: int) -> bool:
+        if c_in % self.lanes:
+            return False
+        if str(func.attrs["lowering"]) != "indexed":
+            return True
+        units = [
+            int(func.attrs[unit])
+            for role, unit in (("open_in", "open_unit_in"), ("open_out", "open_unit"))
+            if role in roles
+        ]
+        return all(unit % self.lanes == 0 for unit in units)
+
+
+def _is_plain_3x3(func: relax.Function) -> bool:
+    call = operator_of(func)
+    steps = [int(step) for step in (*call.attrs.strides, *call.attrs.dilation)]
+    return shape_of(call.args[1])[2:] == (3, 3) and steps == [1] * 4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one convolution is computed, and why; JSON for the manifest."""
+
+    layer: str
+    gated: bool
+    lowering: str
+    algorithm: str
+    reason: str
+
+
+def choices_of(func: relax.Function, functions: Functions) -> list[Choice]:
+    """The choices for a function's convolutions, in its order."""
+    found = []
+    for binding in Dataflow(func).bindings:
+        composite = as_composite(functions, binding.value)
+        if composite is None or composite.kind != "conv2d":
+            continue
+        algorithm = str(composite.attribute("algorithm"))
+        costs = json.loads(str(composite.attribute("costs")))
+        others = [f"{name} {cost / costs[algorithm]:.2f}" for name, cost in costs.items()]
+        reason = (
+            "the only one that can" if len(costs) == 1 else f"relative cost: {', '.join(others)}"
+        )
+        gated = bool({"open_in", "open_out"} & composite.arguments.keys())
+        lowering = str(composite.attribute("lowering"))
+        found.append(Choice(composite.layer, gated, lowering, algorithm, reason))
+    return found
