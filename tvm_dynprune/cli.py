@@ -38,7 +38,7 @@ def _options(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("dynprune-demo"),
-    lowering: Lowering = "auto",
+    lowering: Lowering = "indexed",
     force: Force = False,
 ) -> None:
     """Compile the shipped gated network, run 1,000 real images, write the report."""
@@ -209,7 +209,7 @@ def bench(
         str, typer.Option(help="Other engines: onnxruntime,openvino,mnn,ncnn,torch.")
     ] = "",
     group_size: Annotated[int, typer.Option(min=1)] = 16,
-    lowering: Lowering = "indexed",
+    lowering: Lowering = "auto",
     soc: SocName = "host",
     layers: Annotated[bool, typer.Option("--layers", help="Also time every layer.")] = False,
     inputs: Annotated[int, typer.Option(min=1, help="Random images.")] = 4,

@@ -9,7 +9,10 @@ from rich.table import Table
 
 def run_table(result: dict[str, Any]) -> Table:
     """The headline of a "run" measurement."""
-    table = Table(title=f"{result['network']} on {result['soc']}, {result['images']} images")
+    table = Table(
+        title=f"{result['network']} on {result['soc']}, lowering {result['lowering']}, "
+        f"{result['images']} images"
+    )
     table.add_column("")
     table.add_column("", justify="right")
     if result["accuracy"] is not None:
@@ -34,8 +37,10 @@ def run_table(result: dict[str, Any]) -> Table:
 
 def bench_table(result: dict[str, Any]) -> Table:
     """The headline of a "bench" measurement."""
-    title = f"{result['network']} on {result['soc']}, {result['threads']} thread(s)"
-    table = Table(title=title)
+    table = Table(
+        title=f"{result['network']} on {result['soc']}, lowering {result['lowering']}, "
+        f"{result['threads']} thread(s)"
+    )
     for column in ("engine", "median ms", "p95 ms", "min ms", "max ms", "runs"):
         table.add_column(column, justify="left" if column == "engine" else "right")
     for name, times in result["engines"].items():

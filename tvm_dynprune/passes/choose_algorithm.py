@@ -39,12 +39,19 @@ class ChooseAlgorithm:
         Of the target's kernels.
     open_products
         Layer name → mean of open_in * open_out over calibration inputs, between 0 and 1.
+    winograd
+        Whether Winograd may be chosen; without it every kernel sums the products as they are.
     """
 
     def __init__(
-        self, lanes: int, cost: Cost, open_products: Mapping[str, float] | None = None
+        self,
+        lanes: int,
+        cost: Cost,
+        open_products: Mapping[str, float] | None = None,
+        *,
+        winograd: bool = True,
     ) -> None:
-        self.lanes, self.cost = lanes, cost
+        self.lanes, self.cost, self.winograd = lanes, cost, winograd
         self.open_products = dict(open_products or {})
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
@@ -65,7 +72,7 @@ class ChooseAlgorithm:
         open_in, open_out = self._open_fractions(func, roles)
         channels, blocks = c_in * open_in, -(-c_out // self.lanes) * open_out
         costs = {"direct": direct_cost(channels, blocks, height * width, kernel, self.cost)}
-        if _is_plain_3x3(func) and self._opens_by_vectors(func, roles, c_in):
+        if self.winograd and _is_plain_3x3(func) and self._opens_by_vectors(func, roles, c_in):
             for m in (2, 4):
                 costs[f"winograd_{m}"] = winograd_cost(
                     channels, blocks, (height, width), self.lanes, m, self.cost
@@ -123,9 +130,7 @@ def choices_of(func: relax.Function, functions: Functions) -> list[Choice]:
         algorithm = str(composite.attribute("algorithm"))
         costs = json.loads(str(composite.attribute("costs")))
         others = [f"{name} {cost / costs[algorithm]:.2f}" for name, cost in costs.items()]
-        reason = (
-            "the only one that can" if len(costs) == 1 else f"relative cost: {', '.join(others)}"
-        )
+        reason = "no other candidate" if len(costs) == 1 else f"relative cost: {', '.join(others)}"
         gated = bool({"open_in", "open_out"} & composite.arguments.keys())
         lowering = str(composite.attribute("lowering"))
         found.append(Choice(composite.layer, gated, lowering, algorithm, reason))

@@ -8,7 +8,8 @@
 ==========  ========================================================================================
 
 ``auto`` is `indexed`, but `dense` for a convolution with so little to skip that lists would not
-pay: its expected open_in * open_out, from calibration data if there is any, is above break-even.
+pay: its expected open_in * open_out, from calibration data if there is any, is above break-even. It
+leaves the algorithm free as well (`ChooseAlgorithm`).
 Needs AnnotateOpen before it; feeds LowerKernels.
 """
 

@@ -53,10 +53,13 @@ def propagate_passes() -> list[tvm.transform.Pass]:
 def choose_passes(
     soc: Soc, lowering: str, open_products: Mapping[str, float] | None
 ) -> list[tvm.transform.Pass]:
-    """Phase 4: how each kernel skips, and by which algorithm it computes."""
+    """Phase 4: how each kernel skips, and by which algorithm it computes.
+
+    A lowering that was asked for by name comes with direct convolutions, `auto` with the fastest.
+    """
     return [
         ChooseLowering(lowering, open_products),
-        ChooseAlgorithm(soc.lanes, soc.cost, open_products),
+        ChooseAlgorithm(soc.lanes, soc.cost, open_products, winograd=lowering == "auto"),
     ]
 
 
