@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+import tvm
+
+from tests.passes.graphs import CASES
+from tests.passes.util import Graph, assert_promises, assert_unchanged, composites, sequence
+from tvm_dynprune.passes.annotate_open import AnnotateOpen
+from tvm_dynprune.passes.choose_algorithm import ChooseAlgorithm, choices_of
+from tvm_dynprune.passes.choose_lowering import ChooseLowering
+from tvm_dynprune.passes.fuse_kernels import FuseKernels
+from tvm_dynprune.passes.kernel_cost import direct_cost, winograd_cost
+from tvm_dynprune.soc import Cost
+
+LANES = 16
+COST = Cost(transform=2.0, weight=4.0)
+ALL = {"direct", "winograd_2", "winograd_4"}
+
+
+def annotated(name: str, lowering: str = "indexed") -> tvm.IRModule:
+    """A network over x (1, 16, 6, 6) whose lowering is chosen."""
+    graph = Graph.build(CASES[name].body, (1, 16, 6, 6))
+    return sequence(FuseKernels(), AnnotateOpen(), ChooseLowering(lowering))(graph)
+
+
+def candidates(mod: tvm.IRModule, **options) -> dict[str, set[str]]:
+    """Layer → the algorithms that were compared."""
+    after = ChooseAlgorithm(LANES, COST, **options)(mod)
+    return {
+        str(f.attrs["layer"]): set(json.loads(str(f.attrs["costs"])))
+        for f in composites(after).values()
+        if "costs" in f.attrs
+    }
+
+
+def test_the_cheapest_is_taken_and_the_costs_are_kept():
+    after = assert_promises(ChooseAlgorithm(LANES, COST), annotated("layers_in_a_row"))
+    for func in composites(after).values():
+        if "costs" in func.attrs:
+            costs = json.loads(str(func.attrs["costs"]))
+            assert costs[str(func.attrs["algorithm"])] == min(costs.values())
+
+
+def test_only_3x3_whose_channels_open_by_whole_vectors_can_be_winograd():
+    layers = candidates(annotated("layers_in_a_row"))
+    assert layers["first"] == layers["second"] == layers["third"] == ALL
+    assert all(names == {"direct"} for layer, names in layers.items() if "gate" in layer)
+    # Groups of 8 channels under 16 lanes are gathered.
+    assert candidates(annotated("activation_inside_the_mask"))["first"] == {"direct"}
+
+
+def test_what_skips_nothing_may_be_winograd_whatever_the_groups():
+    layers = candidates(annotated("activation_inside_the_mask", "dense"))
+    assert layers["first"] == layers["second"] == ALL
+
+
+def test_a_costly_transform_makes_direct_the_choice():
+    for transform, expected in ((1e6, "direct"), (1e-6, "winograd_2")):
+        choose = ChooseAlgorithm(LANES, Cost(transform, 4.0))
+        func = next(
+            f
+            for f in composites(choose(annotated("layers_in_a_row"))).values()
+            if f.attrs["layer"] == "second"
+        )
+        assert func.attrs["algorithm"] == expected
+
+
+def test_without_winograd_everything_is_direct():
+    assert set.union(*candidates(annotated("layers_in_a_row"), winograd=False).values()) == {
+        "direct"
+    }
+
+
+def test_calibration_changes_the_costs():
+    mod = annotated("layers_in_a_row")
+    costs = []
+    for product in (1.0, 0.01):
+        after = ChooseAlgorithm(LANES, COST, {"second": product})(mod)
+        func = next(f for f in composites(after).values() if f.attrs["layer"] == "second")
+        costs.append(json.loads(str(func.attrs["costs"]))["direct"])
+    assert costs[1] == pytest.approx(0.01 * costs[0])
+
+
+def test_leaves_what_is_chosen_already_and_plain_functions():
+    chosen = ChooseAlgorithm(LANES, COST)(annotated("layers_in_a_row"))
+    assert_unchanged(ChooseAlgorithm(LANES, Cost(1e6, 1.0)), chosen)
+    graph = Graph.build(CASES["layers_in_a_row"].body, (1, 16, 6, 6))
+    assert_unchanged(ChooseAlgorithm(LANES, COST), graph)
+
+
+def test_choices_say_what_and_why():
+    mod = ChooseAlgorithm(LANES, COST)(annotated("layers_in_a_row"))
+    choices = {c.layer: c for c in choices_of(mod["main"], dict(mod.functions_items()))}
+    second = choices["second"]
+    assert (second.gated, second.lowering) == (True, "indexed")
+    assert f"{second.algorithm} 1.00" in second.reason
+    assert "direct" in second.reason
+
+
+def test_costs_count_products_and_transforms():
+    free = Cost(0.0, 0.0)
+    assert direct_cost(32, 2, 49, (3, 3), free) == 32 * 2 * 49 * 9
+    # 7 x 7 pixels are 2 x 2 tiles of 4 x 4, 36 products each.
+    assert winograd_cost(32, 2, (7, 7), 16, 4, free) == 32 * 2 * 4 * 36
+    assert winograd_cost(32, 2, (7, 7), 16, 4, Cost(1.0, 0.0)) == 32 * 2 * 4 * 36 + 4 * 4 * 36
