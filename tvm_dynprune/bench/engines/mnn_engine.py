@@ -34,10 +34,9 @@ class _Engine:
         )
 
     def set_input(self, x: np.ndarray) -> None:
-        expr = self._mnn.expr
-        placeholder = expr.placeholder(list(x.shape), expr.NCHW)
-        placeholder.write(x)
-        self._x = expr.convert(placeholder, expr.NC4HW4)
+        # A converted ONNX file declares its input NCHW; another layout is read as if it were.
+        self._x = self._mnn.expr.placeholder(list(x.shape), self._mnn.expr.NCHW)
+        self._x.write(x)
 
     def infer(self) -> None:
         result = self._net.forward([self._x])
