@@ -212,7 +212,7 @@ def bench(
     lowering: Lowering = "auto",
     soc: SocName = "host",
     layers: Annotated[bool, typer.Option("--layers", help="Also time every layer.")] = False,
-    inputs: Annotated[int, typer.Option(min=1, help="Random images.")] = 4,
+    inputs: Annotated[int, typer.Option(min=1, help="Random images.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 10,
     threads: Threads = 1,
     seed: Annotated[int, typer.Option()] = 0,
@@ -221,11 +221,10 @@ def bench(
     """Time the gated and the dense network, and other engines, in turns."""
     import tempfile
 
-    import numpy as np
-
     from tvm_dynprune.bench.bench import measure_bench
     from tvm_dynprune.bench.engines import PEERS
     from tvm_dynprune.bench.forced import Gating, compile_forced, force_gates
+    from tvm_dynprune.bench.inputs import random_images
     from tvm_dynprune.bench.layers import measure_layers
     from tvm_dynprune.progress import working
     from tvm_dynprune.runtime import Artifact
@@ -245,11 +244,14 @@ def bench(
             artifact = Artifact.load(what)
         else:
             with working(f"compiling {what} with forced gates"):
-                forced = force_gates(what, Gating(group_size, open_fraction, mac_cut, seed))
+                gating = Gating(group_size, open_fraction, mac_cut, seed)
+                forced = force_gates(what, gating, inputs)
                 out = Path(folder) / "artifact"
                 artifact = compile_forced(forced, out, soc=soc, lowering=_lowering(lowering))
         batch, *size = artifact.manifest.input_shape
-        images = np.random.default_rng(seed).random((inputs * batch, *size), "float32")
+        images = (
+            random_images(inputs * batch, tuple(size), seed) if forced is None else forced.images
+        )
         result = measure_bench(
             artifact,
             images,

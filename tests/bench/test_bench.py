@@ -3,7 +3,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,13 +17,14 @@ from tvm_dynprune.errors import ToolError
 
 @pytest.fixture(scope="module")
 def forced() -> Forced:
-    return force_gates("fashion_cnn", Gating(group_size=16, open_fraction=0.5))
+    return force_gates("fashion_cnn", Gating(group_size=16, open_fraction=0.5), inputs=2)
 
 
 def measured(forced: Forced, folder: Path) -> dict:
     artifact = compile_forced(forced, folder / "artifact", soc="host", lowering="indexed")
-    images = np.random.default_rng(0).random((2, 1, 28, 28), "float32")
-    return measure_bench(artifact, images, forced=forced, against=["onnxruntime"], rounds=2, seed=0)
+    return measure_bench(
+        artifact, forced.images, forced=forced, against=["onnxruntime"], rounds=2, seed=0
+    )
 
 
 def test_against_another_engine(forced: Forced, tmp_path: Path) -> None:

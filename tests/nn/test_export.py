@@ -18,7 +18,7 @@ CLASSES = ("Ankle boot", "Bag / sac", "café")
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    return forced_network("fashion_cnn", group_size=8, open_fraction=0.5)
+    return forced_network("fashion_cnn", torch.rand(4, 1, 28, 28), group_size=8, open_fraction=0.5)
 
 
 @pytest.fixture(scope="module", params=[".pt2", ".onnx"])

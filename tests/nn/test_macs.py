@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from tests.nn.small_networks import Chain, Fire, Inverted, Residual, decide, executed
+from tvm_dynprune.bench.inputs import random_images
 from tvm_dynprune.nn.forced import network_with_mac_cut
 from tvm_dynprune.nn.gates import gates_of, set_gates
 from tvm_dynprune.nn.insert import insert_gates
-from tvm_dynprune.nn.macs import count_macs, plan_macs
+from tvm_dynprune.nn.macs import count_macs, plan_macs, recorded_masks
 from tvm_dynprune.nn.networks import build_network
 
 
@@ -170,7 +171,18 @@ def test_known_totals() -> None:
 
 
 def test_forced_network_has_the_wanted_cut() -> None:
-    model, fraction = network_with_mac_cut("fashion_cnn", group_size=8, mac_cut=0.7)
+    images = torch.from_numpy(random_images(8, (1, 28, 28), seed=0))
+    model, fraction = network_with_mac_cut("fashion_cnn", images, group_size=8, mac_cut=0.7)
     assert 0 < fraction < 1
-    torch.manual_seed(0)
-    assert count_macs(model, torch.rand(1, 1, 28, 28)).mac_cut == pytest.approx(0.7, abs=0.1)
+    macs = count_macs(model, images)
+    assert macs.mac_cut == pytest.approx(0.7, abs=0.02)
+    assert len(set(macs.executed_total.tolist())) > 1, "other groups for every image"
+
+
+def test_forced_network_without_a_cut_is_open() -> None:
+    images = torch.from_numpy(random_images(2, (1, 28, 28), seed=0))
+    model, fraction = network_with_mac_cut("fashion_cnn", images, group_size=8, mac_cut=0.0)
+    assert fraction == 1.0
+    with torch.no_grad(), recorded_masks(model) as masks:
+        model(images)
+    assert all(bool((mask == 1).all()) for mask in masks.values())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tvm_dynprune.bench.inputs import random_images
 from tvm_dynprune.compiler import Model, compile
 from tvm_dynprune.errors import ToolError
 from tvm_dynprune.runtime import Artifact
@@ -35,10 +36,11 @@ class Forced:
     name: str
     gated: nn.Module
     dense: nn.Module
+    images: np.ndarray  # (N, C, H, W) float32, on which the gates are as open as was asked for
 
 
-def force_gates(name: str, gating: Gating) -> Forced:
-    """Build one of the project's networks with random weights and forced gates.
+def force_gates(name: str, gating: Gating, inputs: int = 8) -> Forced:
+    """Build one of the project's networks with random weights and gates forced on random images.
 
     Raises
     ------
@@ -51,19 +53,23 @@ def force_gates(name: str, gating: Gating) -> Forced:
         import torch
 
         from tvm_dynprune.nn.forced import forced_network, network_with_mac_cut
-        from tvm_dynprune.nn.networks import build_network
+        from tvm_dynprune.nn.networks import build_network, network_spec
     except ImportError:
         raise ToolError(
             f"bench {name}: networks by name need PyTorch: pip install 'tvm-dynprune[train]'"
         ) from None
     size, seed = gating.group_size, gating.seed
+    images = random_images(inputs, network_spec(name).input_shape, seed)
+    x = torch.from_numpy(images)
     if gating.mac_cut is not None:
-        gated, _ = network_with_mac_cut(name, group_size=size, mac_cut=gating.mac_cut, seed=seed)
+        cut = gating.mac_cut
+        gated, _ = network_with_mac_cut(name, x, group_size=size, mac_cut=cut, seed=seed)
     else:
-        gated = forced_network(name, group_size=size, open_fraction=gating.open_fraction, seed=seed)
+        fraction = gating.open_fraction
+        gated = forced_network(name, x, group_size=size, open_fraction=fraction, seed=seed)
     torch.manual_seed(seed)
     dense = build_network(name).eval()
-    return Forced(name, gated, dense)
+    return Forced(name, gated, dense, images)
 
 
 def compile_forced(forced: Forced, out: Path, *, soc: str, lowering: str) -> Artifact:
