@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Winograd convolution F(m x m, 3 x 3) over open channels: m * m pixels for (m + 2)**2 products.
+"""Winograd convolution F(m x m, r x r): (m + r - 1)**2 products for m * m pixels.
 
 Lavin, Gray: "Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308::
 
@@ -10,35 +10,44 @@ multiplies, transforms back and runs the epilogue, for one vector of output chan
 other. The first costs open_in, the second open_in * open_out: what gates save stays saved.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
+from tvm.tirx import Buffer
 
 from tvm_dynprune.kernels.conv2d import Conv2d, Conv2dBuilder
+from tvm_dynprune.kernels.direct_conv2d import pack_direct_weight
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, cut, cut_evenly
+from tvm_dynprune.kernels.winograd_transforms import (
+    input_transform,
+    output_transform,
+    transformed_weight,
+    weight_transform,
+)
 
-_G = {
-    2: ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
-    4: (
-        (1 / 4, 0, 0),
-        (-1 / 6, -1 / 6, -1 / 6),
-        (-1 / 6, 1 / 6, -1 / 6),
-        (1 / 24, 1 / 12, 1 / 6),
-        (1 / 24, -1 / 12, 1 / 6),
-        (0, 0, 1),
-    ),
-}
+_AT_ONCE = 2  # input blocks whose weights are transformed together
+_MOST_TILES = 64  # whose products stay in the nearest caches
 
 
 @dataclass(frozen=True)
 class Winograd:
-    """A 3x3 convolution with steps of 1, by whole blocks; the side `m` (2 or 4) of its tiles."""
+    """An r x r convolution with steps of 1, by whole blocks; the side `m` of its tiles.
+
+    `m` and r are 2 and 3, 4 and 3, or 3 and 4.
+    """
 
     conv: Conv2d
     m: int
+
+    @property
+    def side(self) -> int:
+        """Side of the square of inputs, and of products, that a tile takes."""
+        return self.m + self.conv.kernel[0] - 1
 
     @property
     def rows(self) -> int:
@@ -58,7 +67,17 @@ class Winograd:
     @property
     def points(self) -> int:
         """Products per tile and pair of channels."""
-        return (self.m + 2) ** 2
+        return self.side**2
+
+    @property
+    def packs_transformed(self) -> bool:
+        """Whether weights are transformed at compile time.
+
+        Not where an image needs a part of them for few tiles: fetching that part from memory is
+        what takes the time, and it is 9 values before the transform and 16 or 36 after it.
+        """
+        dense = not self.conv.open_in and self.conv.visit == "all"
+        return dense or self.tiles > _MOST_TILES
 
     @property
     def transformed_shape(self) -> tuple[int, int, int, int]:
@@ -72,14 +91,15 @@ class Winograd:
 
 
 def pack_winograd_weight(weight: np.ndarray, spec: Winograd) -> np.ndarray:
-    """Transformed weights: (C_out, C_in, 3, 3) → (out blocks, points, in blocks, lanes, lanes)."""
-    c_out, c_in, _, _ = weight.shape
-    y, lanes = spec.conv.y, spec.conv.y.lanes
-    g = np.array(_G[spec.m])
-    padded = np.zeros((y.blocks * lanes, c_in, 3, 3))
+    """Weights (C_out, C_in, r, r) float32 as the kernel reads them, transformed or as they are."""
+    c_out, c_in = weight.shape[:2]
+    x, y = spec.conv.x, spec.conv.y
+    if not spec.packs_transformed:
+        return pack_direct_weight(weight, spec.conv)
+    padded = np.zeros((y.blocks * y.lanes, *weight.shape[1:]), "float32")
     padded[:c_out] = weight
-    transformed = np.einsum("ak,ockl,bl->aboc", g, padded, g, optimize=True)
-    blocked = transformed.reshape(spec.points, y.blocks, lanes, c_in // lanes, lanes)
+    transformed = transformed_weight(padded, spec.m)
+    blocked = transformed.reshape(spec.points, y.blocks, y.lanes, x.blocks, c_in // x.blocks)
     return np.ascontiguousarray(blocked.transpose(1, 0, 3, 4, 2), dtype="float32")
 
 
@@ -107,11 +127,11 @@ def winograd_input(spec: Winograd) -> tirx.PrimFunc:
 
 def _transform_block(spec: Winograd, x, u, n, block) -> None:
     """B^T d B of every tile of one block of channels."""
-    size, points = spec.conv.x, spec.m + 2
+    size, points = spec.conv.x, spec.side
     top, left = (size.halo - pad for pad in spec.conv.pad)
     rows, columns = size.height + 2 * size.halo - top, size.width + 2 * size.halo - left
-    for row, row_count in _whole_and_last(spec.rows, rows, spec.m):
-        for column, column_count in _whole_and_last(spec.columns, columns, spec.m):
+    for row, row_count in _whole_and_last(spec, spec.rows, rows):
+        for column, column_count in _whole_and_last(spec, spec.columns, columns):
             # What the last tile of a row or column has past the buffer only pixels past y read.
             inside = (rows - row * spec.m, columns - column * spec.m)
             with T.grid(row_count, column_count) as (i, j):
@@ -126,56 +146,71 @@ def _transform_block(spec: Winograd, x, u, n, block) -> None:
                             else T.float32(0)
                             for r in range(points)
                         ]
-                        for r, value in enumerate(_input_transform(values)):
+                        for r, value in enumerate(input_transform(values)):
                             T.buffer_store(d, value, [r, c, v])
                 with T.vectorized(0, size.lanes) as v:
                     for r in range(points):
-                        values = _input_transform([d[r, c, v] for c in range(points)])
+                        values = input_transform([d[r, c, v] for c in range(points)])
                         for c, value in enumerate(values):
                             at = [n, r * points + c, block * spec.tiles + tile, v]
                             T.buffer_store(u, value, at)
 
 
-def _whole_and_last(tiles: int, pixels: int, m: int) -> list[tuple[int, int]]:
+def _whole_and_last(spec: Winograd, tiles: int, pixels: int) -> list[tuple[int, int]]:
     """(first, count) of the tiles whose input ends within `pixels`, and of the last one if not."""
-    whole = min(tiles, (pixels - 2) // m)
+    whole = min(tiles, (pixels - spec.side + spec.m) // spec.m)
     return [part for part in ((0, whole), (whole, tiles - whole)) if part[1]]
-
-
-def _input_transform(d: list) -> list:
-    """B^T d for one column; common terms are written so that the compiler finds them."""
-    if len(d) == 4:
-        return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
-    four, two = T.float32(4), T.float32(2)
-    even, odd = d[4] - four * d[2], d[3] - four * d[1]
-    near, far = d[4] - d[2], two * (d[3] - d[1])
-    return [
-        four * d[0] - T.float32(5) * d[2] + d[4],
-        even + odd,
-        even - odd,
-        near + far,
-        near - far,
-        four * d[1] - T.float32(5) * d[3] + d[5],
-    ]
-
-
-def _output_transform(p: list) -> list:
-    """A^T p for one column."""
-    if len(p) == 4:
-        return [p[0] + p[1] + p[2], p[1] - p[2] - p[3]]
-    near, near_odd = p[1] + p[2], p[1] - p[2]
-    far, far_odd = p[3] + p[4], p[3] - p[4]
-    return [
-        p[0] + near + far,
-        near_odd + T.float32(2) * far_odd,
-        near + T.float32(4) * far,
-        near_odd + T.float32(8) * far_odd + p[5],
-    ]
 
 
 def winograd_conv2d(spec: Winograd) -> tirx.PrimFunc:
     """Build the kernel; its parameters are those of `Conv2dBuilder`, the input is u."""
     return _Builder(spec).build()
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """Rows of tiles whose products are held at a time; the last has a `height` of its own."""
+
+    row: int  # of tiles
+    rows: int
+    height: int  # in pixels
+
+
+def _strips(spec: Winograd) -> list[tuple[_Strip, int]]:
+    """The strips of a plane and how many are alike; the last row of tiles may reach past y."""
+    height, m = spec.conv.y.height, spec.m
+    strips = []
+    for row, rows, count in cut_evenly(spec.rows, max(1, _MOST_TILES // spec.columns)):
+        whole = max(0, min(count, (height // m - row) // rows))
+        strips.append((_Strip(row, rows, rows * m), whole))
+        last = row + whole * rows
+        strips.append((_Strip(last, rows, min(rows * m, height - last * m)), count - whole))
+    return [(strip, count) for strip, count in strips if count]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The products of one vector of output channels for some of the tiles."""
+
+    products: Buffer  # points, tiles + 1, lanes
+    n: tirx.Var
+    block: Any
+    tile: Any  # the first one
+    tiles: int
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """products[p, t, :] = sum over open input channels c of u[p, t, c] * weight(p, position, c, :).
+
+    Over `count` input blocks from position `first` on; `adds` to what is in `products`.
+    """
+
+    part: _Part
+    first: Any
+    count: Any
+    weight: Callable[..., Any]
+    adds: bool = False
 
 
 class _Builder(Conv2dBuilder):
@@ -186,71 +221,140 @@ class _Builder(Conv2dBuilder):
     def declare_input(self) -> None:
         spec, x, y = self.winograd, self.spec.x, self.spec.y
         self.u = T.arg("u", T.buffer(spec.transformed_shape, "float32"))
-        shape = (y.blocks, spec.points, x.blocks, self.lanes, self.lanes)
+        inner = (spec.points, x.blocks) if spec.packs_transformed else (x.blocks, 3, 3)
+        shape = (y.blocks, *inner, x.lanes, self.lanes)
         self.weight = T.arg("weight", T.buffer(shape, "float32"))
 
     def block(self, n, block) -> None:
-        spec = self.winograd
-        products = T.alloc_buffer((spec.points, spec.tiles + 1, self.lanes), "float32")
-        self._multiply(products, n, block)
-        self._transform_back(products, n, block)
+        for strip, count in _strips(self.winograd):
+            with T.serial(0, count) as i:
+                self._strip(n, block, strip, strip.row + i * strip.rows)
         zero_halo(self.y, self.spec.y, n, block)
 
-    def _multiply(self, products, n, block) -> None:
-        """products[p, t, :] = sum over open input channels c of u[p, t, c] * weight[p, c, :]."""
+    def _strip(self, n, block, strip: _Strip, row) -> None:
         spec = self.winograd
-        most = max(1, self.spec.registers - SPARE_REGISTERS)
-        for start, size, count in cut_evenly(spec.tiles, most):
-            at_once = max(k for k in range(1, spec.points + 1) if spec.points % k == 0
-                          and k * size <= max(most, size))  # fmt: skip
-            with T.grid(spec.points // at_once, count) as (p, piece):
-                self._tile(products, n, block, p * at_once, at_once, start + piece * size, size)
+        tiles = strip.rows * spec.columns
+        products = T.alloc_buffer((spec.points, tiles + 1, self.lanes), "float32")
+        part = _Part(products, n, block, row * spec.columns, tiles)
+        if spec.packs_transformed:
+            count = self.count_in[n] if self.spec.open_in else self.spec.x.blocks
 
-    def _tile(self, products, n, block, point, at_once: int, tile, size: int) -> None:
-        """`at_once` points of `size` tiles, in registers."""
-        acc = T.alloc_buffer((at_once * size, self.lanes), "float32", scope="local")
-        with T.unroll(0, at_once * size) as k, T.vectorized(0, self.lanes) as v:
-            T.buffer_store(acc, T.float32(0), [k, v])
+            def weight(point, position, c, v):
+                return self.weight[block, point, self._block_in(n, position), c, v]
+
+            self._multiply(_Sum(part, 0, count, weight))
+        else:
+            self._transform_and_multiply(part)
+        self._transform_back(part, strip, row)
+
+    def _transform_and_multiply(self, part: _Part) -> None:
+        """Transform the weights of a few open input blocks at a time, and add their products."""
+        spec, lanes, n, block = self.winograd, self.lanes, part.n, part.block
         blocks = self.count_in[n] if self.spec.open_in else self.spec.x.blocks
-        with T.serial(0, blocks) as position:
-            block_in = self.list_in[n, position] if self.spec.open_in else position
-            with T.serial(0, self.lanes) as c:
-                for q in range(at_once):
-                    for t in range(size):
-                        u = self.u[n, point + q, block_in * self.winograd.tiles + tile + t, c]
-                        with T.vectorized(0, self.lanes) as v:
-                            weight = self.weight[block, point + q, block_in, c, v]
-                            k = q * size + t
-                            T.buffer_store(acc, acc[k, v] + u * weight, [k, v])
-        for q in range(at_once):
-            for t in range(size):
-                with T.vectorized(0, self.lanes) as v:
-                    T.buffer_store(products, acc[q * size + t, v], [point + q, tile + t, v])
+        # One row more: see `Winograd.transformed_shape`.
+        transformed = T.alloc_buffer((spec.points, _AT_ONCE * lanes + 1, lanes), "float32")
+        with T.grid(spec.points, part.tiles) as (p, t), T.vectorized(0, lanes) as v:
+            T.buffer_store(part.products, T.float32(0), [p, t, v])
+        with T.serial(0, tirx.floordiv(blocks + _AT_ONCE - 1, _AT_ONCE)) as chunk:
+            first = chunk * _AT_ONCE
+            count = tirx.min(blocks - first, _AT_ONCE)
+            with T.serial(0, count) as k:
+                self._transform_weight(transformed, k, block, self._block_in(n, first + k))
+            following = self._block_in(n, tirx.min(first + _AT_ONCE, blocks - 1))
 
-    def _transform_back(self, products, n, block) -> None:
-        """A^T products A of every tile, and the epilogue."""
-        spec, y = self.winograd, self.spec.y
-        m = spec.m
-        for row, height, row_count in cut(y.height, m):
-            for column, width, column_count in cut(y.width, m):
+            def weight(point, position, c, v):
+                return transformed[point, (position - first) * lanes + c, v]
+
+            def prefetch(step, steps: int) -> None:
+                self._prefetch(block, following, step, steps)
+
+            self._multiply(_Sum(part, first, count, weight, adds=True), prefetch)
+
+    def _transform_weight(self, transformed, k, block, block_in) -> None:
+        """G g G^T of the weights of one input block."""
+        points, m = self.winograd.side, self.winograd.m
+        with T.serial(0, self.lanes) as c:
+            e = T.alloc_buffer((points, 3, self.lanes), "float32", scope="local")
+            with T.vectorized(0, self.lanes) as v:
+                for j in range(3):
+                    column = [self.weight[block, block_in, i, j, c, v] for i in range(3)]
+                    for i, value in enumerate(weight_transform(column, m)):
+                        T.buffer_store(e, value, [i, j, v])
+            with T.vectorized(0, self.lanes) as v:
+                for i in range(points):
+                    row = weight_transform([e[i, j, v] for j in range(3)], m)
+                    for j, value in enumerate(row):
+                        at = [i * points + j, k * self.lanes + c, v]
+                        T.buffer_store(transformed, value, at)
+
+    def _prefetch(self, block, block_in, step, steps: int) -> None:
+        """Ask for a share of the next weights: a list has gaps that no hardware foresees."""
+        share = -(-_AT_ONCE * 9 * self.lanes // steps)
+        with T.unroll(0, share) as line:
+            at = [block, block_in, 0, 0, 0, (step * share + line) * self.lanes]
+            address = T.address_of(self.weight[tuple(at)])
+            T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 3, 1))
+
+    def _block_in(self, n, position):
+        return self.list_in[n, position] if self.spec.open_in else position
+
+    def _multiply(self, total: _Sum, prefetch: Callable[..., None] | None = None) -> None:
+        """Every tile and point of a sum, in pieces that fit the registers."""
+        points = self.winograd.points
+        most = max(1, self.spec.registers - SPARE_REGISTERS)
+        for start, size, count in cut_evenly(total.part.tiles, most):
+            at_once = max(k for k in range(1, points + 1) if points % k == 0
+                          and k * size <= max(most, size))  # fmt: skip
+            steps = points // at_once
+            with T.grid(steps, count) as (p, piece):
+                if prefetch is not None and start == 0:
+                    prefetch(p, steps)
+                self._tile(total, p * at_once, at_once, start + piece * size, size)
+
+    def _tile(self, total: _Sum, point, at_once: int, tile, size: int) -> None:
+        """`at_once` points of `size` tiles, in registers."""
+        part, spec = total.part, self.winograd
+        acc = T.alloc_buffer((at_once * size, self.lanes), "float32", scope="local")
+        places = [(q * size + t, point + q, tile + t) for q in range(at_once) for t in range(size)]
+        for k, p, t in places:
+            with T.vectorized(0, self.lanes) as v:
+                start = part.products[p, t, v] if total.adds else T.float32(0)
+                T.buffer_store(acc, start, [k, v])
+        with T.serial(0, total.count) as i:
+            position = total.first + i
+            row = self._block_in(part.n, position) * spec.tiles + part.tile
+            with T.serial(0, self.spec.x.lanes) as c:
+                for k, p, t in places:
+                    with T.vectorized(0, self.lanes) as v:
+                        product = self.u[part.n, p, row + t, c] * total.weight(p, position, c, v)
+                        T.buffer_store(acc, acc[k, v] + product, [k, v])
+        for k, p, t in places:
+            with T.vectorized(0, self.lanes) as v:
+                T.buffer_store(part.products, acc[k, v], [p, t, v])
+
+    def _transform_back(self, part: _Part, strip: _Strip, first) -> None:
+        """A^T products A of every tile of a strip whose first row of tiles is given; epilogue."""
+        spec, m = self.winograd, self.winograd.m
+        for row, height, row_count in cut(strip.height, m):
+            for column, width, column_count in cut(self.spec.y.width, m):
                 with T.grid(row_count, column_count) as (i, j):
                     tile = (row // m + i) * spec.columns + column // m + j
-                    at = (row + i * m, column + j * m)
-                    self._tile_back(products, n, block, tile, at, (height, width))
+                    at = (first * m + row + i * m, column + j * m)
+                    self._tile_back(part, tile, at, (height, width))
 
-    def _tile_back(self, products, n, block, tile, at: tuple, size: tuple[int, int]) -> None:
-        m, points = self.winograd.m, self.winograd.m + 2
+    def _tile_back(self, part: _Part, tile, at: tuple, size: tuple[int, int]) -> None:
+        m, points = self.winograd.m, self.winograd.side
         e = T.alloc_buffer((m, points, self.lanes), "float32", scope="local")
         with T.vectorized(0, self.lanes) as v:
             for c in range(points):
-                column = [products[r * points + c, tile, v] for r in range(points)]
-                for r, value in enumerate(_output_transform(column)):
+                column = [part.products[r * points + c, tile, v] for r in range(points)]
+                for r, value in enumerate(output_transform(column, m)):
                     T.buffer_store(e, value, [r, c, v])
         with T.vectorized(0, self.lanes) as v:
             for r in range(size[0]):
-                values = _output_transform([e[r, c, v] for c in range(points)])
+                values = output_transform([e[r, c, v] for c in range(points)], m)
                 for c in range(size[1]):
                     value = values[c]
                     if self.spec.bias:
-                        value = value + self.bias[block * self.lanes + v]
-                    self.store(value, n, block, at[0] + r, at[1] + c, v)
+                        value = value + self.bias[part.block * self.lanes + v]
+                    self.store(value, part.n, part.block, at[0] + r, at[1] + c, v)
