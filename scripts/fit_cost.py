@@ -55,7 +55,7 @@ def _features(soc: Soc, channels: int, size: int, algorithm: str, fraction: floa
         if algorithm == "direct":
             return direct_cost(open_in, blocks, size * size, (3, 3), given)
         m = int(algorithm[-1])
-        return winograd_cost(open_in, blocks, (size, size), soc.lanes, m, given)
+        return winograd_cost(open_in, blocks, (size, size), soc.lanes, (m, 3), given)
 
     base = cost(0, 0)
     return [base, cost(1, 0) - base, cost(0, 1) - base]

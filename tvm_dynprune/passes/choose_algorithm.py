@@ -5,6 +5,8 @@
 ``direct``      any convolution
 ``winograd_2``  F(2 x 2, 3 x 3), for 3x3 with steps of 1, where channels open by whole vectors
 ``winograd_4``  F(4 x 4, 3 x 3), likewise
+``winograd_strided``  F(3 x 3, 4 x 4) or F(4 x 4, 3 x 3) over squares of pixels (`space_to_depth`):
+                for 5x5 to 7x7 with steps of 2 on few channels
 ==============  ====================================================================================
 
 The cheapest by `kernel_cost` is taken, at the open fractions that calibration measured, or half of
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax
 
+from tvm_dynprune.kernels.space_to_depth import kernel_after
 from tvm_dynprune.passes.composite import PREFIX, as_composite, is_composite, operator_of
 from tvm_dynprune.passes.dataflow import Dataflow, Functions, shape_of
 from tvm_dynprune.passes.kernel_cost import direct_cost, winograd_cost
@@ -72,12 +75,34 @@ class ChooseAlgorithm:
         open_in, open_out = self._open_fractions(func, roles)
         channels, blocks = c_in * open_in, -(-c_out // self.lanes) * open_out
         costs = {"direct": direct_cost(channels, blocks, height * width, kernel, self.cost)}
-        if self.winograd and _is_plain_3x3(func) and self._opens_by_vectors(func, roles, c_in):
-            for m in (2, 4):
-                costs[f"winograd_{m}"] = winograd_cost(
-                    channels, blocks, (height, width), self.lanes, m, self.cost
-                )
+        if not self.winograd or not self._opens_by_vectors(func, roles):
+            return costs
+        for name, side in self._winograd(func, c_in):
+            each = channels if name != "winograd_strided" else 4 * channels
+            m = tile_side(name, side)
+            costs[name] = winograd_cost(
+                each, blocks, (height, width), self.lanes, (m, side), self.cost
+            )
         return costs
+
+    def _winograd(self, func: relax.Function, c_in: int) -> list[tuple[str, int]]:
+        """The Winograd algorithms that can compute the convolution, and their kernel's side."""
+        call = operator_of(func)
+        kernel, strides, dilation, pads = (
+            shape_of(call.args[1])[2:],
+            *(
+                tuple(int(v) for v in value)
+                for value in (call.attrs.strides, call.attrs.dilation, call.attrs.padding[:2])
+            ),
+        )
+        if dilation != (1, 1) or kernel[0] != kernel[1] or pads[0] != pads[1]:
+            return []
+        if strides == (1, 1) and kernel == (3, 3) and c_in % self.lanes == 0:
+            return [("winograd_2", 3), ("winograd_4", 3)]
+        side = kernel_after(kernel[0], pads[0])
+        if strides == (2, 2) and side in (3, 4) and 4 * c_in <= self.lanes:
+            return [("winograd_strided", side)]
+        return []
 
     def _open_fractions(self, func: relax.Function, roles: list[str]) -> tuple[float, float]:
         gated = [role in roles for role in ("open_in", "open_out")]
@@ -90,9 +115,7 @@ class ChooseAlgorithm:
         first, second = (each if is_gated else 1.0 for is_gated in gated)
         return first, second
 
-    def _opens_by_vectors(self, func: relax.Function, roles: list[str], c_in: int) -> bool:
-        if c_in % self.lanes:
-            return False
+    def _opens_by_vectors(self, func: relax.Function, roles: list[str]) -> bool:
         if str(func.attrs["lowering"]) != "indexed":
             return True
         units = [
@@ -103,10 +126,9 @@ class ChooseAlgorithm:
         return all(unit % self.lanes == 0 for unit in units)
 
 
-def _is_plain_3x3(func: relax.Function) -> bool:
-    call = operator_of(func)
-    steps = [int(step) for step in (*call.attrs.strides, *call.attrs.dilation)]
-    return shape_of(call.args[1])[2:] == (3, 3) and steps == [1] * 4
+def tile_side(algorithm: str, kernel: int) -> int:
+    """Side of the tiles of a Winograd algorithm, whose transforms have up to 6 points."""
+    return 7 - kernel if algorithm == "winograd_strided" else int(algorithm[-1])
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,14 @@ def winograd_cost(
     blocks_out: float,
     size: tuple[int, int],
     lanes: int,
-    m: int,
+    tile: tuple[int, int],
     cost: Cost,
 ) -> float:
-    """Cost of a Winograd convolution F(m x m, 3 x 3) into planes of `size`, transforms included."""
-    tiles, points = -(-size[0] // m) * -(-size[1] // m), (m + 2) ** 2
+    """Cost of a Winograd convolution into planes of `size`, transforms included.
+
+    `tile` is m and r of F(m x m, r x r).
+    """
+    m, r = tile
+    tiles, points = -(-size[0] // m) * -(-size[1] // m), (m + r - 1) ** 2
     multiply = channels_in * blocks_out * points * (tiles + cost.weight)
     return multiply + (channels_in / lanes + blocks_out) * tiles * points * cost.transform

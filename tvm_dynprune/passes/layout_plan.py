@@ -107,6 +107,11 @@ class LayoutPlan:
         return halos
 
 
+def tensor(size: FeatureMap) -> relax.TensorType:
+    """The type of a blocked tensor."""
+    return relax.TensorType(size.shape, "float32")
+
+
 def _same_shapes(variables: list[Var]) -> bool:
     return len({shape_of(var) for var in variables}) == 1
 

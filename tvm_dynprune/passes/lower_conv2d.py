@@ -32,14 +32,21 @@ from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.any_open import any_open
 from tvm_dynprune.kernels.conv2d import Conv2d, conv2d_closed, pack_channels
 from tvm_dynprune.kernels.direct_conv2d import direct_conv2d, pack_direct_weight
+from tvm_dynprune.kernels.space_to_depth import (
+    conv2d_over_squares,
+    space_to_depth,
+    weight_over_squares,
+)
 from tvm_dynprune.kernels.winograd_conv2d import (
     Winograd,
     pack_winograd_weight,
     winograd_conv2d,
     winograd_input,
 )
+from tvm_dynprune.passes.choose_algorithm import tile_side
 from tvm_dynprune.passes.composite import CompositeCall
 from tvm_dynprune.passes.dataflow import constant_of, shape_of
+from tvm_dynprune.passes.layout_plan import tensor
 
 if TYPE_CHECKING:
     from tvm_dynprune.passes.lower_kernels import KernelEmitter
@@ -126,7 +133,7 @@ def _call(
     lists_out: list[Expr],
 ) -> Var:
     kernel, arguments = _kernel(emitter, composite, spec, lists_in)
-    out = [relax.TensorType(spec.y.shape, "float32")]
+    out = [tensor(spec.y)]
     return emitter.call(kernel, f"conv2d_{composite.layer}", [*arguments, *lists_out], out)
 
 
@@ -134,13 +141,18 @@ def _kernel(
     emitter: KernelEmitter, composite: CompositeCall, spec: Conv2d, lists_in: list[Expr]
 ) -> tuple[PrimFunc, list[Expr]]:
     """The chosen algorithm's kernel, and its arguments up to the list of outputs."""
-    x = emitter.blocked(composite.arguments["x"])
     weight = constant_of(composite.arguments["weight"])
     algorithm = str(composite.attribute("algorithm"))
+    if algorithm == "winograd_strided":
+        x, plain = emitter.plain(composite.arguments["x"]), shape_of(composite.arguments["x"])
+        weight, spec = weight_over_squares(weight, spec), conv2d_over_squares(spec)
+        x = emitter.call(space_to_depth(plain, spec.x), "space_to_depth", [x], [tensor(spec.x)])
+    else:
+        x = emitter.blocked(composite.arguments["x"])
     if algorithm == "direct":
         kernel, packed = direct_conv2d(spec), pack_direct_weight(weight, spec)
     else:
-        winograd = Winograd(spec, int(algorithm.removeprefix("winograd_")))
+        winograd = Winograd(spec, tile_side(algorithm, spec.kernel[0]))
         transformed = [relax.TensorType(winograd.transformed_shape, "float32")]
         name = f"winograd_input_{composite.layer}"
         x = emitter.call(winograd_input(winograd), name, [x, *lists_in], transformed)
@@ -180,7 +192,7 @@ def _conditional(emitter: KernelEmitter, var: Var, composite: CompositeCall, spe
     decided = emitter.call(
         kernel, "any_open", [emitter.plain(is_open)], [relax.TensorType((groups,), "bool")]
     )
-    out = relax.TensorType(spec.y.shape, "float32")
+    out = tensor(spec.y)
     residual = [] if spec.residual is None else [emitter.blocked(composite.arguments["residual"])]
     y = emitter.call(conv2d_closed(spec), "conv2d_closed", residual, [out])
     kernel, arguments = _kernel(emitter, composite, spec, [])

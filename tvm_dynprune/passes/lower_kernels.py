@@ -25,11 +25,10 @@ from tvm.relax import Var, op
 
 from tvm_dynprune.errors import NotLoweredError
 from tvm_dynprune.kernels.blocking import block_channels, unblock_channels
-from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.open_list import open_list
 from tvm_dynprune.passes.composite import is_composite
 from tvm_dynprune.passes.dataflow import Functions, operands, result_of, shape_of, substitute
-from tvm_dynprune.passes.layout_plan import LayoutPlan
+from tvm_dynprune.passes.layout_plan import LayoutPlan, tensor
 from tvm_dynprune.passes.lower_conv2d import lower_conv2d
 from tvm_dynprune.passes.lower_window import lower_global_average, lower_window
 
@@ -175,11 +174,6 @@ class KernelEmitter:
                 self.builder.emit(relax.TupleGetItem(result, i)) for i in range(2)
             ]
         return self._lists[is_open, unit]
-
-
-def tensor(size: FeatureMap) -> relax.TensorType:
-    """The type of a blocked tensor."""
-    return relax.TensorType(size.shape, "float32")
 
 
 def check_lowered(mod: tvm.IRModule) -> None:

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A convolution with steps of 2 over few channels as one with steps of 1 over four times as many.
+
+Each 2x2 square of pixels becomes one pixel of 4 C channels. So the first layer of a network, a 7x7
+kernel on 3 channels, becomes a 4x4 kernel on 12, which Winograd's algorithm can compute.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder, tirx as T
+
+from tvm_dynprune.kernels.conv2d import Conv2d
+from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
+
+
+def _offset(pad: int) -> int:
+    """Zero weights before the first one, so that the window starts at an even pixel."""
+    return pad % 2
+
+
+def kernel_after(kernel: int, pad: int) -> int:
+    """Side of the kernel over squares."""
+    return -(-(kernel + _offset(pad)) // 2)
+
+
+def conv2d_over_squares(spec: Conv2d) -> Conv2d:
+    """The equal convolution with steps of 1; its x is what `space_to_depth` writes."""
+    x, pad = spec.x, tuple(-(-p // 2) for p in spec.pad)
+    kernel = tuple(kernel_after(k, p) for k, p in zip(spec.kernel, spec.pad, strict=True))
+    halo = max(*pad, *(k - 1 for k in kernel))
+    rows, columns = -(-x.height // 2), -(-x.width // 2)
+    squares = FeatureMap(x.batch, 4 * x.channels, rows, columns, 4 * x.channels, halo)
+    return replace(spec, x=squares, kernel=kernel, stride=(1, 1), pad=pad)
+
+
+def weight_over_squares(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
+    """Weights (C_out, C, KH, KW) of `spec` as (C_out, 4 C, r, r) of `conv2d_over_squares`."""
+    c_out, c, *kernel = weight.shape
+    sides = [kernel_after(k, p) for k, p in zip(kernel, spec.pad, strict=True)]
+    top, left = (_offset(p) for p in spec.pad)
+    padded = np.zeros((c_out, c, 2 * sides[0], 2 * sides[1]), "float32")
+    padded[:, :, top : top + kernel[0], left : left + kernel[1]] = weight
+    split = padded.reshape(c_out, c, sides[0], 2, sides[1], 2)
+    return split.transpose(0, 3, 5, 1, 2, 4).reshape(c_out, 4 * c, *sides)
+
+
+def space_to_depth(plain: tuple[int, int, int, int], size: FeatureMap) -> tirx.PrimFunc:
+    """Kernel x (N, C, H, W) → y blocked; channel (2 a + b) C + c is pixel (a, b) of a square."""
+    channels, height, width = plain[1:]
+    with IRBuilder() as builder:
+        with T.prim_func():
+            T.func_attr({"tirx.noalias": True})
+            x = T.arg("x", T.buffer(plain, "float32"))
+            y = size.argument("y")
+            with T.serial(0, size.batch) as n:
+                zero_halo(y, size, n, 0)
+                with T.grid(size.height, size.width) as (row, column):
+                    for lane in range(size.lanes):
+                        pixel, c = divmod(lane, channels)
+                        h, w = 2 * row + pixel // 2, 2 * column + pixel % 2
+                        value = x[n, c, tirx.min(h, height - 1), tirx.min(w, width - 1)]
+                        if height % 2 or width % 2:
+                            inside = tirx.And(h < height, w < width)
+                            value = tirx.if_then_else(inside, value, T.float32(0))
+                        at = [n, 0, row + size.halo, column + size.halo, lane]
+                        T.buffer_store(y, value, at)
+    return builder.get()
