@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random images for benchmarks of networks that no data belongs to."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 _PATCHES = 8  # per side
 
 
-def random_images(count: int, size: tuple[int, int, int], seed: int) -> np.ndarray:
-    """Images (count, C, H, W) float32 in [0, 1] that differ as pictures do, so that gates do.
+def random_images(count: int, size: Sequence[int], seed: int) -> np.ndarray:
+    """Images (count, *size) float32 in [0, 1] that differ as pictures do, so that gates do.
 
-    Noise in patches and in pixels, each image with a colour of its own.
+    Noise in patches and in pixels, each image with a colour of its own. ``size`` is (C, H, W).
     """
     channels, height, width = size
     draw = np.random.default_rng(seed)
