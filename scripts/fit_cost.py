@@ -8,6 +8,7 @@ best, relative errors weighing alike. Run it on a quiet machine: python scripts/
 
 import itertools
 import time
+from dataclasses import fields
 
 import numpy as np
 import tvm
@@ -19,7 +20,7 @@ from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.direct_conv2d import direct_conv2d
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.winograd_conv2d import Winograd, winograd_conv2d, winograd_input
-from tvm_dynprune.passes.kernel_cost import direct_cost, winograd_cost
+from tvm_dynprune.passes.kernel_cost import WinogradPlane, direct_cost, winograd_cost
 from tvm_dynprune.soc import Cost, Soc, load_soc
 
 LAYERS = ((64, 56), (64, 32), (128, 28), (128, 16), (256, 14), (256, 8), (512, 7), (512, 4))
@@ -40,25 +41,28 @@ def main() -> None:
                 times.append(time_ns)
     matrix, times = np.array(rows), np.array(times)
     solution, _ = nnls(matrix / times[:, None], np.ones(len(times)))
-    fma, transform, weight = solution
+    fma, *costs = solution
     errors = np.abs(matrix @ solution / times - 1)
     print(f"# one vector multiply-add: {fma:.3f} ns; median error {np.median(errors):.0%}")
-    print(f"[cost]\ntransform = {transform / fma:.1f}\nweight = {weight / fma:.1f}")
+    print("[cost]")
+    for field, value in zip(fields(Cost), costs, strict=True):
+        print(f"{field.name} = {value / fma:.1f}")
 
 
 def _features(soc: Soc, channels: int, size: int, algorithm: str, fraction: float) -> list[float]:
     """How often multiply-adds, transforms and weights occur: the cost is linear in its terms."""
 
-    def cost(transform: float, weight: float) -> float:
-        given = Cost(transform, weight)
+    def cost(*values: float) -> float:
+        given = Cost(*values)
         open_in, blocks = channels * fraction, channels / soc.lanes * fraction
         if algorithm == "direct":
             return direct_cost(open_in, blocks, size * size, (3, 3), given)
-        m = int(algorithm[-1])
-        return winograd_cost(open_in, blocks, (size, size), soc.lanes, (m, 3), given)
+        plane = WinogradPlane(size, size, int(algorithm[-1]), 3, gated=True)
+        return winograd_cost(open_in, blocks, plane, soc.lanes, given)
 
-    base = cost(0, 0)
-    return [base, cost(1, 0) - base, cost(0, 1) - base]
+    units = np.eye(len(fields(Cost)))
+    base = cost(*np.zeros(len(units)))
+    return [base, *(cost(*unit) - base for unit in units)]
 
 
 def _times(soc: Soc, channels: int, size: int, algorithm: str) -> dict[float, float]:
@@ -87,7 +91,7 @@ def _times(soc: Soc, channels: int, size: int, algorithm: str) -> dict[float, fl
         u = tensor(np.zeros(winograd.transformed_shape, "float32"))
         stages = [_compiled(soc, winograd_input(winograd))]
         kernel = _compiled(soc, winograd_conv2d(winograd))
-        shape = (image.blocks, winograd.points, image.blocks, soc.lanes, soc.lanes)
+        shape = winograd.weight_shape
     copies = max(1, COLD_MIB * 2**20 // (4 * int(np.prod(shape))))
     weights = [tensor(np.zeros(shape, "float32")) for _ in range(min(copies, 64))]
     result = {}

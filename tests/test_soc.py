@@ -38,6 +38,7 @@ mcpu = "cortex-a53"
 [cost]
 transform = 2.0
 weight = 8
+weight_transform = 4
 """
 
 
@@ -149,7 +150,16 @@ def test_a_name_is_no_path(name):
 def test_a_profile_is_read_whole(profile):
     target = {"mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a53"}
     assert read_profile(profile(PROFILE)) == Soc(
-        "board", "a board", target, 2, 4, 32, l1d_kib=32, l2_kib=512, l3_kib=0, cost=Cost(2.0, 8)
+        "board",
+        "a board",
+        target,
+        2,
+        4,
+        32,
+        l1d_kib=32,
+        l2_kib=512,
+        l3_kib=0,
+        cost=Cost(2.0, 8.0, 4.0),
     )
 
 
@@ -177,7 +187,11 @@ def test_a_soc_does_not_change(profile):
         ('mcpu = "cortex-a53"', 'mcpu = ["a"]', r"target\.mcpu = \['a'\] is not a str"),
         ("transform = 2.0", "transform = 0", r"cost\.transform = 0 is not a positive number"),
         ("weight = 8", 'weight = "8"', r"cost\.weight = '8' is not a positive number"),
-        ("weight = 8", "weights = 8", r"unknown key cost\.weights; known are transform, weight"),
+        (
+            "weight = 8",
+            "weights = 8",
+            r"unknown key cost\.weights; known are transform, weight, weight_transform",
+        ),
         ("cores = 2", "cores =", r"board\.toml: not a TOML file"),
     ],
 )

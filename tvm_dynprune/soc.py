@@ -47,6 +47,8 @@ class Cost:
     """One vector of Winograd's transformed input or output."""
     weight: float
     """Bringing one vector of weights to the core."""
+    weight_transform: float
+    """One vector of Winograd's weights, transformed where it is used."""
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from tvm_dynprune.passes.annotate_open import AnnotateOpen
 from tvm_dynprune.passes.choose_algorithm import ChooseAlgorithm, choices_of
 from tvm_dynprune.passes.choose_lowering import ChooseLowering
 from tvm_dynprune.passes.fuse_kernels import FuseKernels
-from tvm_dynprune.passes.kernel_cost import direct_cost, winograd_cost
+from tvm_dynprune.passes.kernel_cost import WinogradPlane, direct_cost, winograd_cost
 from tvm_dynprune.soc import Cost
 
 LANES = 16
-COST = Cost(transform=2.0, weight=4.0)
+COST = Cost(transform=2.0, weight=4.0, weight_transform=2.0)
 ALL = {"direct", "winograd_2", "winograd_4"}
 
 
@@ -50,6 +50,27 @@ def test_only_3x3_whose_channels_open_by_whole_vectors_can_be_winograd():
     assert candidates(annotated("activation_inside_the_mask"))["first"] == {"direct"}
 
 
+@pytest.mark.parametrize(
+    ("channels", "kernel", "padding", "strides", "expected"),
+    [
+        (3, 7, 3, 2, {"direct", "winograd_strided"}),
+        (3, 5, 2, 2, {"direct", "winograd_strided"}),
+        (4, 6, 2, 2, {"direct", "winograd_strided"}),
+        (5, 7, 3, 2, {"direct"}),  # more than a vector of channels after squaring
+        (3, 3, 1, 2, {"direct"}),
+        (3, 9, 4, 2, {"direct"}),
+        (3, 7, 3, 1, {"direct"}),
+    ],
+)
+def test_first_layers_with_steps_of_2(channels, kernel, padding, strides, expected):
+    def body(g, x):
+        return g.conv(x, 16, kernel, "stem", strides=(strides, strides), padding=padding)
+
+    graph = Graph.build(body, (1, channels, 20, 20))
+    mod = sequence(FuseKernels(), AnnotateOpen(), ChooseLowering("auto"))(graph)
+    assert candidates(mod)["stem"] == expected
+
+
 def test_what_skips_nothing_may_be_winograd_whatever_the_groups():
     layers = candidates(annotated("activation_inside_the_mask", "dense"))
     assert layers["first"] == layers["second"] == ALL
@@ -57,7 +78,7 @@ def test_what_skips_nothing_may_be_winograd_whatever_the_groups():
 
 def test_a_costly_transform_makes_direct_the_choice():
     for transform, expected in ((1e6, "direct"), (1e-6, "winograd_2")):
-        choose = ChooseAlgorithm(LANES, Cost(transform, 4.0))
+        choose = ChooseAlgorithm(LANES, Cost(transform, 4.0, 2.0))
         func = next(
             f
             for f in composites(choose(annotated("layers_in_a_row"))).values()
@@ -84,7 +105,7 @@ def test_calibration_changes_the_costs():
 
 def test_leaves_what_is_chosen_already_and_plain_functions():
     chosen = ChooseAlgorithm(LANES, COST)(annotated("layers_in_a_row"))
-    assert_unchanged(ChooseAlgorithm(LANES, Cost(1e6, 1.0)), chosen)
+    assert_unchanged(ChooseAlgorithm(LANES, Cost(1e6, 1.0, 1.0)), chosen)
     graph = Graph.build(CASES["layers_in_a_row"].body, (1, 16, 6, 6))
     assert_unchanged(ChooseAlgorithm(LANES, COST), graph)
 
@@ -99,8 +120,14 @@ def test_choices_say_what_and_why():
 
 
 def test_costs_count_products_and_transforms():
-    free = Cost(0.0, 0.0)
+    free = Cost(0.0, 0.0, 0.0)
     assert direct_cost(32, 2, 49, (3, 3), free) == 32 * 2 * 49 * 9
     # 7 x 7 pixels are 2 x 2 tiles of 4 x 4, 36 products each.
-    assert winograd_cost(32, 2, (7, 7), 16, 4, free) == 32 * 2 * 4 * 36
-    assert winograd_cost(32, 2, (7, 7), 16, 4, Cost(1.0, 0.0)) == 32 * 2 * 4 * 36 + 4 * 4 * 36
+    dense, gated = (WinogradPlane(7, 7, 4, 3, gated) for gated in (False, True))
+    products = 32 * 2 * 4 * 36
+    assert winograd_cost(32, 2, dense, 16, free) == products
+    assert winograd_cost(32, 2, dense, 16, Cost(1.0, 0.0, 0.0)) == products + 4 * 4 * 36
+    # Weights come transformed, or are transformed where they are used.
+    assert winograd_cost(32, 2, dense, 16, Cost(0.0, 1.0, 1.0)) == products + 32 * 2 * 36
+    assert winograd_cost(32, 2, gated, 16, Cost(0.0, 1.0, 0.0)) == products + 32 * 2 * 9
+    assert winograd_cost(32, 2, gated, 16, Cost(0.0, 0.0, 1.0)) == products + 32 * 2 * 36

@@ -25,7 +25,7 @@ LOWERINGS = ("dense", "if", "indexed")
 
 def chosen(graph: tvm.IRModule, lowering: str, algorithm: str = "direct") -> tvm.IRModule:
     """The graph with its kernels fused and annotated; `algorithm` for those that it can compute."""
-    choose = ChooseAlgorithm(LANES, Cost(transform=2.0, weight=8.0))
+    choose = ChooseAlgorithm(LANES, Cost(transform=2.0, weight=8.0, weight_transform=2.0))
     mod = sequence(FuseKernels(), AnnotateOpen(), ChooseLowering(lowering), choose)(graph)
     functions = dict(mod.functions_items())
     for global_var, func in functions.items():
@@ -83,6 +83,31 @@ def test_winograd_computes_what_the_network_says(name, batch, algorithm):
         assert any("winograd_input" in kernel for kernel in called(mod))
         for got, wanted in zip(results(machine(mod), x), expected, strict=True):
             assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max(), lowering
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(7, 3), (5, 2), (5, 1)])
+@pytest.mark.parametrize("shape", [(1, 3, 12, 12), (2, 1, 13, 11)])
+def test_a_strided_first_layer_is_computed_over_squares(kernel, padding, shape):
+    def body(g, x):
+        y = g.conv(x, 24, kernel, "stem", bias=True, strides=(2, 2), padding=padding)
+        return g.relu(y)
+
+    def chosen_lanes(mod):
+        choose = ChooseAlgorithm(16, Cost(transform=2.0, weight=8.0, weight_transform=2.0))
+        return sequence(FuseKernels(), AnnotateOpen(), ChooseLowering("dense"), choose)(mod)
+
+    graph = Graph.build(body, shape)
+    functions = dict(chosen_lanes(graph).functions_items())
+    for global_var, func in functions.items():
+        if "costs" in (func.attrs or {}):
+            functions[global_var] = func.with_attr("algorithm", "winograd_strided")
+    mod = LowerKernels(16, 16)(tvm.IRModule(functions))
+    assert called(mod) == [
+        "space_to_depth", "winograd_input_stem", "conv2d_stem", "unblock_channels"
+    ]  # fmt: skip
+    x = np.random.default_rng(0).standard_normal(shape).astype("float32")
+    (got,), (wanted,) = results(machine(mod), x), run(graph, x)
+    assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
 def called(mod: tvm.IRModule) -> list[str]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
+from tvm.tirx import Buffer
 
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
@@ -67,6 +68,12 @@ class Conv2d:
 def pack_channels(values: np.ndarray, size: FeatureMap) -> np.ndarray:
     """A per-channel vector (C,) padded with zeros to whole blocks: (blocks * lanes,)."""
     return np.pad(values.astype("float32"), (0, size.blocks * size.lanes - size.channels))
+
+
+def ask_for(buffer: Buffer, at: tuple) -> None:
+    """Prefetch the cache line of an element into the second level, where there is room to wait."""
+    address = T.address_of(buffer[at])
+    T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))
 
 
 def conv2d_closed(spec: Conv2d) -> tirx.PrimFunc:

@@ -6,16 +6,20 @@ channels and the window, so the time is proportional to open_in * open_out. Any 
 dilation, padding and channel count.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvm_dynprune.kernels.conv2d import Conv2d, Conv2dBuilder
+from tvm_dynprune.kernels.conv2d import Conv2d, Conv2dBuilder, ask_for
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.reduction import Step
 from tvm_dynprune.kernels.tiling import Tile, tiles
+
+
+_FEW_PIXELS = 64
 
 
 def pack_direct_weight(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
@@ -36,6 +40,8 @@ def direct_conv2d(spec: Conv2d) -> tirx.PrimFunc:
 
 
 class _Builder(Conv2dBuilder):
+    _prefetch: Callable[[tuple], None] | None = None
+
     def declare_input(self) -> None:
         spec, y = self.spec, self.spec.y
         inner = spec.reduction.weight_shape
@@ -65,6 +71,13 @@ class _Builder(Conv2dBuilder):
             with T.vectorized(0, self.lanes) as v:
                 self.store(acc[t, v], n, block, row, column, v)
 
+        def prefetch(following: tuple) -> None:
+            with T.unroll(0, spec.x.lanes) as lane:
+                ask_for(self.weight, (block, *following, lane, 0))
+
+        # A list has gaps that no hardware foresees; with many pixels it has time to fetch.
+        pixels = spec.y.height * spec.y.width
+        self._prefetch = prefetch if spec.open_in and pixels <= _FEW_PIXELS else None
         self._pixels(n, weight, start, finish)
         zero_halo(self.y, spec.y, n, block)
 
@@ -91,7 +104,7 @@ class _Builder(Conv2dBuilder):
 
     def _loops(self, n) -> AbstractContextManager[Step]:
         if self.spec.open_in:
-            return self.spec.reduction.loops(n, self.list_in, self.count_in)
+            return self.spec.reduction.loops(n, self.list_in, self.count_in, self._prefetch)
         return self.spec.reduction.loops(n, None, None)
 
     def _input(self, n, step: Step, row, column):

@@ -11,7 +11,7 @@
 =================  =================================================================================
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -85,17 +85,28 @@ class Reduction:
         return np.moveaxis(split, -2, -4)
 
     @contextmanager
-    def loops(self, n: tirx.Var, items: Buffer | None, count: Buffer | None) -> Iterator[Step]:
-        """Emit the loops for sample `n`, over the list `items` if there is one."""
+    def loops(
+        self,
+        n: tirx.Var,
+        items: Buffer | None,
+        count: Buffer | None,
+        prefetch: Callable[[tuple], None] | None = None,
+    ) -> Iterator[Step]:
+        """Emit the loops for sample `n`, over the list `items` if there is one.
+
+        `prefetch` asks for the weights at the index that it gets, those of the next block.
+        """
         if self.order == "blocks":
-            with self._open(n, items, count) as block, T.grid(*self.kernel) as (i, j):
+            with self._open(n, items, count) as (block, following), T.grid(*self.kernel) as (i, j):
+                if prefetch is not None:
+                    prefetch((following, i, j))
                 with T.serial(0, self.x.lanes) as lane:
                     yield Step(block, lane, i, j, (block, i, j, lane))
         elif self.order == "window_outer":
-            with T.grid(*self.kernel) as (i, j), self._open(n, items, count) as c:
+            with T.grid(*self.kernel) as (i, j), self._open(n, items, count) as (c, _):
                 yield Step(*self._split(c), i, j, (i, j, c))
         else:
-            with self._open(n, items, count) as c, T.grid(*self.kernel) as (i, j):
+            with self._open(n, items, count) as (c, _), T.grid(*self.kernel) as (i, j):
                 yield Step(*self._split(c), i, j, (c, i, j))
 
     def _split(self, c: tirx.Var) -> tuple:
@@ -103,10 +114,10 @@ class Reduction:
         return tirx.floordiv(c, lanes), tirx.floormod(c, lanes)
 
     @contextmanager
-    def _open(self, n: tirx.Var, items: Buffer | None, count: Buffer | None) -> Iterator[tirx.Var]:
+    def _open(self, n: tirx.Var, items: Buffer | None, count: Buffer | None) -> Iterator[tuple]:
         if items is None or count is None:
             with T.serial(0, self.list_length) as position:
-                yield position
+                yield position, tirx.min(position + 1, self.list_length - 1)
         else:
             with T.serial(0, count[n]) as position:
-                yield items[n, position]
+                yield items[n, position], items[n, tirx.min(position + 1, count[n] - 1)]

@@ -19,7 +19,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
 from tvm.tirx import Buffer
 
-from tvm_dynprune.kernels.conv2d import Conv2d, Conv2dBuilder
+from tvm_dynprune.kernels.conv2d import Conv2d, Conv2dBuilder, ask_for
 from tvm_dynprune.kernels.direct_conv2d import pack_direct_weight
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, cut, cut_evenly
@@ -32,6 +32,15 @@ from tvm_dynprune.kernels.winograd_transforms import (
 
 _AT_ONCE = 2  # input blocks whose weights are transformed together
 _MOST_TILES = 64  # whose products stay in the nearest caches
+
+
+def packs_transformed(tiles: int, gated: bool) -> bool:
+    """Whether weights are transformed at compile time.
+
+    Not where an image needs a part of them for few tiles: fetching that part from memory is what
+    takes the time, and it is 9 values before the transform and 16 or 36 after it.
+    """
+    return not gated or tiles > _MOST_TILES
 
 
 @dataclass(frozen=True)
@@ -71,13 +80,15 @@ class Winograd:
 
     @property
     def packs_transformed(self) -> bool:
-        """Whether weights are transformed at compile time.
+        """Whether weights are transformed at compile time; see `packs_transformed`."""
+        return packs_transformed(self.tiles, self.conv.open_in or self.conv.visit != "all")
 
-        Not where an image needs a part of them for few tiles: fetching that part from memory is
-        what takes the time, and it is 9 values before the transform and 16 or 36 after it.
-        """
-        dense = not self.conv.open_in and self.conv.visit == "all"
-        return dense or self.tiles > _MOST_TILES
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the packed weights."""
+        x, y = self.conv.x, self.conv.y
+        inner = (self.points, x.blocks) if self.packs_transformed else (x.blocks, 3, 3)
+        return (y.blocks, *inner, x.lanes, y.lanes)
 
     @property
     def transformed_shape(self) -> tuple[int, int, int, int]:
@@ -219,11 +230,8 @@ class _Builder(Conv2dBuilder):
         self.winograd = spec
 
     def declare_input(self) -> None:
-        spec, x, y = self.winograd, self.spec.x, self.spec.y
-        self.u = T.arg("u", T.buffer(spec.transformed_shape, "float32"))
-        inner = (spec.points, x.blocks) if spec.packs_transformed else (x.blocks, 3, 3)
-        shape = (y.blocks, *inner, x.lanes, self.lanes)
-        self.weight = T.arg("weight", T.buffer(shape, "float32"))
+        self.u = T.arg("u", T.buffer(self.winograd.transformed_shape, "float32"))
+        self.weight = T.arg("weight", T.buffer(self.winograd.weight_shape, "float32"))
 
     def block(self, n, block) -> None:
         for strip, count in _strips(self.winograd):
@@ -260,13 +268,12 @@ class _Builder(Conv2dBuilder):
             count = tirx.min(blocks - first, _AT_ONCE)
             with T.serial(0, count) as k:
                 self._transform_weight(transformed, k, block, self._block_in(n, first + k))
-            following = self._block_in(n, tirx.min(first + _AT_ONCE, blocks - 1))
 
             def weight(point, position, c, v):
                 return transformed[point, (position - first) * lanes + c, v]
 
             def prefetch(step, steps: int) -> None:
-                self._prefetch(block, following, step, steps)
+                self._prefetch(part, first + _AT_ONCE, blocks, step, steps)
 
             self._multiply(_Sum(part, first, count, weight, adds=True), prefetch)
 
@@ -287,13 +294,15 @@ class _Builder(Conv2dBuilder):
                         at = [i * points + j, k * self.lanes + c, v]
                         T.buffer_store(transformed, value, at)
 
-    def _prefetch(self, block, block_in, step, steps: int) -> None:
+    def _prefetch(self, part: _Part, first, blocks, step, steps: int) -> None:
         """Ask for a share of the next weights: a list has gaps that no hardware foresees."""
-        share = -(-_AT_ONCE * 9 * self.lanes // steps)
+        lines = 9 * self.lanes  # of a block's weights
+        share = -(-_AT_ONCE * lines // steps)
+        position = tirx.min(first + tirx.floordiv(step * share, lines), blocks - 1)
+        block_in = self._block_in(part.n, position)
         with T.unroll(0, share) as line:
-            at = [block, block_in, 0, 0, 0, (step * share + line) * self.lanes]
-            address = T.address_of(self.weight[tuple(at)])
-            T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 3, 1))
+            at = (tirx.floormod(step * share, lines) + line) * self.lanes
+            ask_for(self.weight, (part.block, block_in, 0, 0, 0, at))
 
     def _block_in(self, n, position):
         return self.list_in[n, position] if self.spec.open_in else position

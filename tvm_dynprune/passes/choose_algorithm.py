@@ -24,7 +24,7 @@ from tvm import relax
 from tvm_dynprune.kernels.space_to_depth import kernel_after
 from tvm_dynprune.passes.composite import PREFIX, as_composite, is_composite, operator_of
 from tvm_dynprune.passes.dataflow import Dataflow, Functions, shape_of
-from tvm_dynprune.passes.kernel_cost import direct_cost, winograd_cost
+from tvm_dynprune.passes.kernel_cost import WinogradPlane, direct_cost, winograd_cost
 from tvm_dynprune.soc import Cost
 
 ASSUMED_OPEN = 0.7  # of each side, without calibration: half of the pairs
@@ -79,10 +79,9 @@ class ChooseAlgorithm:
             return costs
         for name, side in self._winograd(func, c_in):
             each = channels if name != "winograd_strided" else 4 * channels
-            m = tile_side(name, side)
-            costs[name] = winograd_cost(
-                each, blocks, (height, width), self.lanes, (m, side), self.cost
-            )
+            gated = _gated_sides(func, roles)
+            plane = WinogradPlane(height, width, tile_side(name, side), side, any(gated))
+            costs[name] = winograd_cost(each, blocks, plane, self.lanes, self.cost)
         return costs
 
     def _winograd(self, func: relax.Function, c_in: int) -> list[tuple[str, int]]:
@@ -105,8 +104,8 @@ class ChooseAlgorithm:
         return []
 
     def _open_fractions(self, func: relax.Function, roles: list[str]) -> tuple[float, float]:
-        gated = [role in roles for role in ("open_in", "open_out")]
-        if str(func.attrs["lowering"]) == "dense" or not any(gated):
+        gated = _gated_sides(func, roles)
+        if not any(gated):
             return 1.0, 1.0
         layer = str(func.attrs["layer"])
         each = ASSUMED_OPEN
@@ -124,6 +123,12 @@ class ChooseAlgorithm:
             if role in roles
         ]
         return all(unit % self.lanes == 0 for unit in units)
+
+
+def _gated_sides(func: relax.Function, roles: list[str]) -> list[bool]:
+    """Whether the kernel goes by an open set at its input, and at its output."""
+    is_dense = str(func.attrs["lowering"]) == "dense"
+    return [not is_dense and role in roles for role in ("open_in", "open_out")]
 
 
 def tile_side(algorithm: str, kernel: int) -> int:

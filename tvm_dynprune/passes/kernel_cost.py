@@ -6,7 +6,9 @@ relative to it; they were fitted to timings of one core.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from tvm_dynprune.kernels.winograd_conv2d import packs_transformed
 from tvm_dynprune.soc import Cost
 
 
@@ -18,19 +20,45 @@ def direct_cost(
     return weights * (pixels + cost.weight)
 
 
-def winograd_cost(
-    channels_in: float,
-    blocks_out: float,
-    size: tuple[int, int],
-    lanes: int,
-    tile: tuple[int, int],
-    cost: Cost,
-) -> float:
-    """Cost of a Winograd convolution into planes of `size`, transforms included.
+@dataclass(frozen=True)
+class WinogradPlane:
+    """What the cost of a Winograd convolution F(m x m, r x r) depends on, but for the channels.
 
-    `tile` is m and r of F(m x m, r x r).
+    Attributes
+    ----------
+    height, width
+        Of the result.
+    m, r
+        Sides of a tile and of the kernel.
+    gated
+        Whether channels go by lists.
     """
-    m, r = tile
-    tiles, points = -(-size[0] // m) * -(-size[1] // m), (m + r - 1) ** 2
-    multiply = channels_in * blocks_out * points * (tiles + cost.weight)
+
+    height: int
+    width: int
+    m: int
+    r: int
+    gated: bool
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of the plane."""
+        return -(-self.height // self.m) * -(-self.width // self.m)
+
+    @property
+    def points(self) -> int:
+        """Products per tile and pair of channels."""
+        return (self.m + self.r - 1) ** 2
+
+
+def winograd_cost(
+    channels_in: float, blocks_out: float, plane: WinogradPlane, lanes: int, cost: Cost
+) -> float:
+    """Cost of a Winograd convolution of `channels_in` open channels, transforms included."""
+    tiles, points = plane.tiles, plane.points
+    if packs_transformed(tiles, plane.gated):
+        weights = points * cost.weight
+    else:
+        weights = plane.r**2 * cost.weight + points * cost.weight_transform
+    multiply = channels_in * blocks_out * (points * tiles + weights)
     return multiply + (channels_in / lanes + blocks_out) * tiles * points * cost.transform

@@ -11,7 +11,7 @@ from tvm.relax import Var
 
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.passes.composite import CompositeCall, as_composite
-from tvm_dynprune.passes.dataflow import Dataflow, Functions, op_name, operands, shape_of
+from tvm_dynprune.passes.dataflow import Dataflow, Functions, op_name, operands, result_of, shape_of
 from tvm_dynprune.passes.fuse_kernels import activation_label
 
 
@@ -23,6 +23,7 @@ class LayoutPlan:
         self.composites: dict[Var, CompositeCall] = {}
         self._leader: dict[Var, Var] = {}
         self._filled: dict[Var, bool] = {}
+        self._decides: dict[Var, bool] = {}
         self.blocked: set[Var] = set()
         for binding in self.flow.bindings:
             composite = as_composite(functions, binding.value)
@@ -34,6 +35,9 @@ class LayoutPlan:
                 for operand in operands(binding.value):
                     self._leader[self._lead(operand)] = self._lead(binding.var)
         self._halo = self._halos()
+        fields = operands(result_of(func))
+        # What ExposeGates adds to the results is no result of the network.
+        self._results = set(fields[: int((func.attrs or {}).get("num_outputs", len(fields)))])
 
     def feature_map(self, var: Var) -> FeatureMap:
         """The blocked layout of a tensor (N, C, H, W)."""
@@ -63,6 +67,26 @@ class LayoutPlan:
             reads_all = any(not self._goes_by_list(var, user) for user in users)
             self._filled[var] = var in self.flow.outputs or reads_all
         return self._filled[var]
+
+    def decides(self, var: Var) -> bool:
+        """Whether `var` is a step of a gate: it has no plane, and is read by such steps only."""
+        if var not in self._decides:
+            users = self.flow.users.get(var, [])
+            pooled = var not in self.composites or (shape_of(var) or ())[2:] == (1, 1)
+            steps = all(self._is_gate_step(var, user) for user in users)
+            self._decides[var] = bool(users) and pooled and steps
+        return self._decides[var]
+
+    def _is_gate_step(self, var: Var, user: Var) -> bool:
+        """Whether `user` is part of a gate as far as `var` is concerned."""
+        if user in self.flow.outputs:
+            return var not in self._results
+        composite = self.composites.get(user)
+        if composite is not None:
+            roles = [role for role, value in composite.arguments.items() if _is(value, var)]
+            if all(role in ("scale", "open_in", "open_out") for role in roles):
+                return True
+        return self.decides(user)
 
     def _goes_by_list(self, var: Var, user: Var) -> bool:
         """Whether `user` reads only channels of `var` that were computed."""

@@ -31,6 +31,7 @@ from tvm_dynprune.passes.dataflow import Functions, operands, result_of, shape_o
 from tvm_dynprune.passes.layout_plan import LayoutPlan, tensor
 from tvm_dynprune.passes.lower_conv2d import lower_conv2d
 from tvm_dynprune.passes.lower_window import lower_global_average, lower_window
+from tvm_dynprune.passes.merge_small_kernels import MERGEABLE
 
 OPAQUE = 8  # TVM's OpPatternKind
 KERNEL_CALLS = "kernel_calls"  # attribute of a lowered function: its kernels in order, with layers
@@ -84,6 +85,7 @@ class KernelEmitter:
         self._plain: dict[Var, Expr] = {var: var for var in func.params}
         self._lists: dict[tuple[Var, int], list[Expr]] = {}
         self._layer = ""
+        self._decides = False  # whether what is emitted is part of a gate
         # Kernel and layer of each call, in order: equal kernels are shared, so names do not tell.
         self.calls: list[tuple[str, str]] = []
 
@@ -108,6 +110,7 @@ class KernelEmitter:
     def _emit_binding(self, var: Var, value: Expr) -> None:
         composite = self.plan.composites.get(var)
         self._layer = "" if composite is None else composite.layer
+        self._decides = self.plan.decides(var)
         if composite is not None:
             lower = {
                 "conv2d": lower_conv2d,
@@ -129,7 +132,8 @@ class KernelEmitter:
 
     def add(self, kernel: tvm.tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
         """Add a kernel to the module; TVM must not fuse it with what stands around it."""
-        global_var = self.builder.add_func(kernel.with_attr("op_pattern", OPAQUE), name)
+        attributes = {"op_pattern": OPAQUE, MERGEABLE: int(self._decides)}
+        global_var = self.builder.add_func(kernel.with_attrs(attributes), name)
         self.calls.append((global_var.name_hint, self._layer))
         return global_var
 
@@ -168,8 +172,10 @@ class KernelEmitter:
             batch, channels = shape_of(is_open)
             shapes = ((batch, -(-channels // unit)), (batch,))
             out = [relax.TensorType(shape, "int32") for shape in shapes]
+            decides, self._decides = self._decides, True
             kernel = open_list(batch, channels, unit)
             result = self.call(kernel, "open_list", [self.plain(is_open)], out)
+            self._decides = decides
             self._lists[is_open, unit] = [
                 self.builder.emit(relax.TupleGetItem(result, i)) for i in range(2)
             ]

@@ -19,6 +19,7 @@ from tvm_dynprune.passes.hoist_gate_pooling import HoistGatePooling
 from tvm_dynprune.passes.instruments import CheckWellFormed, Timer
 from tvm_dynprune.passes.linear_to_conv2d import LinearToConv2d
 from tvm_dynprune.passes.lower_kernels import LowerKernels, check_lowered
+from tvm_dynprune.passes.merge_small_kernels import MergeSmallKernels
 from tvm_dynprune.soc import Soc
 
 
@@ -74,6 +75,7 @@ def build_passes() -> list[tvm.transform.Pass]:
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
+        MergeSmallKernels(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strided convolutions over squares of pixels, by Winograd's algorithm, against PyTorch."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.kernels.util import assert_close, compiled, plain, random, unwritten
+from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
+from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.kernels.space_to_depth import (
+    conv2d_over_squares,
+    kernel_after,
+    space_to_depth,
+    weight_over_squares,
+)
+from tvm_dynprune.kernels.winograd_conv2d import (
+    Winograd,
+    pack_winograd_weight,
+    winograd_conv2d,
+    winograd_input,
+)
+
+LANES, CHANNELS = 16, 20
+
+
+def convolution(size: tuple[int, int], kernel: int, pad: int, channels: int, batch: int) -> Conv2d:
+    height, width = ((side + 2 * pad - kernel) // 2 + 1 for side in size)
+    return Conv2d(
+        x=FeatureMap(batch, channels, *size, LANES, pad),
+        y=FeatureMap(batch, CHANNELS, height, width, LANES, 1),
+        kernel=(kernel, kernel),
+        stride=(2, 2),
+        pad=(pad, pad),
+        dilation=(1, 1),
+        bias=True,
+        registers=16,
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("size", [(6, 8), (7, 5), (1, 1)])
+def test_pixels_of_a_square_become_channels(size: tuple[int, int], batch: int) -> None:
+    spec = conv2d_over_squares(convolution(size, 7, 3, 3, batch))
+    x, y = random(batch, 3, *size), unwritten(spec.x)
+    compiled(space_to_depth(x.shape, spec.x))(x, y)
+    even = np.pad(x, ((0, 0), (0, 0), (0, size[0] % 2), (0, size[1] % 2)))
+    expected = np.concatenate([even[:, :, a::2, b::2] for a in (0, 1) for b in (0, 1)], axis=1)
+    np.testing.assert_array_equal(plain(y, spec.x), expected)
+    inner = tuple(slice(spec.x.halo, spec.x.halo + side) for side in expected.shape[2:])
+    y[:, :, inner[0], inner[1]] = 0
+    assert (y == 0).all()  # the halo
+
+
+@pytest.mark.parametrize(
+    ("kernel", "pad", "side"), [(5, 0, 3), (5, 1, 3), (5, 2, 3), (6, 2, 3), (7, 2, 4), (7, 3, 4)]
+)
+def test_side_of_the_kernel_over_squares(kernel: int, pad: int, side: int) -> None:
+    assert kernel_after(kernel, pad) == side
+
+
+@pytest.mark.parametrize(("kernel", "pad"), [(5, 0), (5, 1), (5, 2), (6, 2), (7, 2), (7, 3)])
+@pytest.mark.parametrize("size", [(16, 16), (15, 22), (9, 11)])
+@pytest.mark.parametrize(("channels", "batch"), [(3, 1), (1, 2)])
+def test_strided_convolution(
+    kernel: int, pad: int, size: tuple[int, int], channels: int, batch: int
+) -> None:
+    spec = convolution(size, kernel, pad, channels, batch)
+    squares = conv2d_over_squares(spec)
+    winograd = Winograd(squares, 7 - squares.kernel[0])
+    x = random(batch, channels, *size)
+    weight = random(CHANNELS, channels, kernel, kernel, seed=1)
+    bias = random(CHANNELS, seed=2)
+
+    inputs = unwritten(squares.x)
+    compiled(space_to_depth(x.shape, squares.x))(x, inputs)
+    u = np.full(winograd.transformed_shape, np.nan, "float32")
+    compiled(winograd_input(winograd))(inputs, u)
+    packed = pack_winograd_weight(weight_over_squares(weight, spec), winograd)
+    y = unwritten(spec.y)
+    compiled(winograd_conv2d(winograd))(u, packed, pack_channels(bias, spec.y), y)
+
+    expected = F.conv2d(
+        torch.from_numpy(x).double(),
+        torch.from_numpy(weight).double(),
+        torch.from_numpy(bias).double(),
+        stride=2,
+        padding=pad,
+    )
+    assert_close(plain(y, spec.y), expected.numpy().astype("float32"), 5e-5)
