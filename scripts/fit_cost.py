@@ -20,12 +20,12 @@ from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.direct_conv2d import direct_conv2d
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.winograd_conv2d import Winograd, winograd_conv2d, winograd_input
-from tvm_dynprune.passes.kernel_cost import WinogradPlane, direct_cost, winograd_cost
+from tvm_dynprune.passes.kernel_cost import WinogradPlane, direct_cost, gather_cost, winograd_cost
 from tvm_dynprune.soc import Cost, Soc, load_soc
 
 LAYERS = ((64, 56), (64, 32), (128, 28), (128, 16), (256, 14), (256, 8), (512, 7), (512, 4))
 OPEN = (1.0, 0.5, 0.25)
-ALGORITHMS = ("direct", "winograd_2", "winograd_4")
+ALGORITHMS = ("direct", "gather", "winograd_2", "winograd_4")
 COLD_MIB = 96  # of weights that are gone through in turns
 
 
@@ -55,8 +55,9 @@ def _features(soc: Soc, channels: int, size: int, algorithm: str, fraction: floa
     def cost(*values: float) -> float:
         given = Cost(*values)
         open_in, blocks = channels * fraction, channels / soc.lanes * fraction
-        if algorithm == "direct":
-            return direct_cost(open_in, blocks, size * size, (3, 3), given)
+        if algorithm in ("direct", "gather"):
+            more = gather_cost(open_in, blocks, (3, 3), given) if algorithm == "gather" else 0
+            return direct_cost(open_in, blocks, size * size, (3, 3), given) + more
         plane = WinogradPlane(size, size, int(algorithm[-1]), 3, gated=True)
         return winograd_cost(open_in, blocks, plane, soc.lanes, given)
 
@@ -68,6 +69,7 @@ def _features(soc: Soc, channels: int, size: int, algorithm: str, fraction: floa
 def _times(soc: Soc, channels: int, size: int, algorithm: str) -> dict[float, float]:
     """Open fraction → ns of the kernel, or kernels."""
     image = FeatureMap(1, channels, size, size, soc.lanes, 1)
+    gathers = algorithm == "gather"
     spec = Conv2d(
         x=image,
         y=image,
@@ -76,16 +78,17 @@ def _times(soc: Soc, channels: int, size: int, algorithm: str) -> dict[float, fl
         pad=(1, 1),
         dilation=(1, 1),
         open_in=True,
-        unit_in=soc.lanes,
-        visit="blocks",
+        unit_in=1 if gathers else soc.lanes,
+        visit="gather" if gathers else "blocks",
         registers=soc.vector_registers,
     )
     tensor = tvm.runtime.tensor
     x, y = (tensor(np.zeros(image.shape, "float32")) for _ in range(2))
-    if algorithm == "direct":
+    if algorithm in ("direct", "gather"):
         stages, u = [], x
         kernel = _compiled(soc, direct_conv2d(spec))
-        shape = (image.blocks, *spec.reduction.weight_shape, soc.lanes)
+        inner = spec.reduction.weight_shape
+        shape = (*inner, channels) if gathers else (image.blocks, *inner, soc.lanes)
     else:
         winograd = Winograd(spec, int(algorithm[-1]))
         u = tensor(np.zeros(winograd.transformed_shape, "float32"))
@@ -96,7 +99,7 @@ def _times(soc: Soc, channels: int, size: int, algorithm: str) -> dict[float, fl
     weights = [tensor(np.zeros(shape, "float32")) for _ in range(min(copies, 64))]
     result = {}
     for fraction in OPEN:
-        lists = _lists(image.blocks, fraction)
+        lists = _lists(channels if gathers else image.blocks, fraction)
         samples = []
         for weight in (weights * 9)[: max(9, len(weights))]:
             before = sum(_once(stage, x, *lists, u) for stage in stages)
@@ -117,9 +120,9 @@ def _once(kernel, *arguments: tvm.runtime.Tensor) -> float:
     return time.perf_counter() - started
 
 
-def _lists(blocks: int, fraction: float) -> tuple[tvm.runtime.Tensor, tvm.runtime.Tensor]:
-    kept = max(1, round(blocks * fraction))
-    order = np.random.default_rng(0).permutation(blocks)
+def _lists(length: int, fraction: float) -> tuple[tvm.runtime.Tensor, tvm.runtime.Tensor]:
+    kept = max(1, round(length * fraction))
+    order = np.random.default_rng(0).permutation(length)
     items = np.concatenate([np.sort(order[:kept]), np.sort(order[kept:])]).astype("int32")
     return tvm.runtime.tensor(items[None]), tvm.runtime.tensor(np.array([kept], "int32"))
 

@@ -39,6 +39,7 @@ mcpu = "cortex-a53"
 transform = 2.0
 weight = 8
 weight_transform = 4
+gather = 16
 """
 
 
@@ -159,7 +160,7 @@ def test_a_profile_is_read_whole(profile):
         l1d_kib=32,
         l2_kib=512,
         l3_kib=0,
-        cost=Cost(2.0, 8.0, 4.0),
+        cost=Cost(2.0, 8.0, 4.0, 16.0),
     )
 
 
@@ -190,7 +191,7 @@ def test_a_soc_does_not_change(profile):
         (
             "weight = 8",
             "weights = 8",
-            r"unknown key cost\.weights; known are transform, weight, weight_transform",
+            r"unknown key cost\.weights; known are transform, weight, weight_transform, gather",
         ),
         ("cores = 2", "cores =", r"board\.toml: not a TOML file"),
     ],

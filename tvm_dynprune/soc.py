@@ -49,6 +49,8 @@ class Cost:
     """Bringing one vector of weights to the core."""
     weight_transform: float
     """One vector of Winograd's weights, transformed where it is used."""
+    gather: float
+    """One vector of weights, put together out of open channels."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def check(spec: Conv2d, m: int, kind: str = "open") -> None:
     bias = random(y_map.channels, seed=2)
     scale = random(y_map.batch, y_map.channels, 1, 1, seed=3)
     residual = random(y_map.batch, y_map.channels, y_map.height, y_map.width, seed=4)
-    open_in = open_channels(kind if spec.open_in else "open", len(x), x_map.channels, LANES)
+    open_in = open_channels(kind if spec.open_in else "open", len(x), x_map.channels, spec.unit_in)
     open_out = open_channels(
         kind if spec.visit == "blocks" else "open", len(x), y_map.channels, LANES, seed=5
     )
@@ -83,7 +83,7 @@ def check(spec: Conv2d, m: int, kind: str = "open") -> None:
     arguments = [u, pack_winograd_weight(weight, winograd), pack_channels(bias, y_map)]
     arguments += [scale] if spec.scale else []
     arguments += [] if spec.residual is None else [blocked(residual, spec.residual)]
-    arguments += lists_in
+    arguments += list(open_list(open_in, 1)) if winograd.by_channel else lists_in
     arguments += list(by_block[1]) if spec.visit == "blocks" else []
     compiled(winograd_conv2d(winograd))(*arguments, y)
 
@@ -134,6 +134,14 @@ def test_padding_and_a_halo_that_others_need(m: int, pad: int, halo: int) -> Non
 def test_open_sets(m: int, kind: str, batch: int, sides: str) -> None:
     spec = convolution(batch=batch, channels=(24, 32), open_in=sides != "out")
     check(replace(spec, visit="all" if sides == "in" else "blocks"), m, kind)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("unit_in", [1, 2, 4])
+@pytest.mark.parametrize("size", [(4, 4), (7, 6), (31, 35)])
+@pytest.mark.parametrize(("kind", "batch"), [("mixed", 1), ("mixed", 2), ("closed", 1)])
+def test_input_channels_that_open_one_by_one(m, unit_in, size, kind, batch) -> None:
+    check(convolution(size, batch=batch, open_in=True, unit_in=unit_in), m, kind)
 
 
 @pytest.mark.parametrize("m", [2, 4])

@@ -14,7 +14,7 @@ from tvm_dynprune.passes.kernel_cost import WinogradPlane, direct_cost, winograd
 from tvm_dynprune.soc import Cost
 
 LANES = 16
-COST = Cost(transform=2.0, weight=4.0, weight_transform=2.0)
+COST = Cost(transform=2.0, weight=4.0, weight_transform=2.0, gather=20.0)
 ALL = {"direct", "winograd_2", "winograd_4"}
 
 
@@ -42,12 +42,24 @@ def test_the_cheapest_is_taken_and_the_costs_are_kept():
             assert costs[str(func.attrs["algorithm"])] == min(costs.values())
 
 
-def test_only_3x3_whose_channels_open_by_whole_vectors_can_be_winograd():
+def test_3x3_can_be_winograd():
     layers = candidates(annotated("layers_in_a_row"))
     assert layers["first"] == layers["second"] == layers["third"] == ALL
     assert all(names == {"direct"} for layer, names in layers.items() if "gate" in layer)
-    # Groups of 8 channels under 16 lanes are gathered.
-    assert candidates(annotated("activation_inside_the_mask"))["first"] == {"direct"}
+
+
+def test_channels_that_open_by_less_than_a_vector_are_gathered_or_not_skipped():
+    layers = candidates(annotated("activation_inside_the_mask"))  # groups of 8 under 16 lanes
+    assert layers["first"] == {"direct", "direct_in", "winograd_2_in", "winograd_4_in"}
+    assert layers["second"] == ALL  # its input channels go by lists of channels
+
+
+def test_gathering_is_chosen_by_its_cost():
+    for gather, expected in ((1e6, False), (1e-6, True)):
+        choose = ChooseAlgorithm(LANES, Cost(1e6, 4.0, 1e6, gather))
+        after = composites(choose(annotated("activation_inside_the_mask")))
+        (func,) = (f for f in after.values() if f.attrs["layer"] == "first")
+        assert (func.attrs["algorithm"] == "direct") == expected
 
 
 @pytest.mark.parametrize(
@@ -78,7 +90,7 @@ def test_what_skips_nothing_may_be_winograd_whatever_the_groups():
 
 def test_a_costly_transform_makes_direct_the_choice():
     for transform, expected in ((1e6, "direct"), (1e-6, "winograd_2")):
-        choose = ChooseAlgorithm(LANES, Cost(transform, 4.0, 2.0))
+        choose = ChooseAlgorithm(LANES, Cost(transform, 4.0, 2.0, 20.0))
         func = next(
             f
             for f in composites(choose(annotated("layers_in_a_row"))).values()
@@ -105,7 +117,7 @@ def test_calibration_changes_the_costs():
 
 def test_leaves_what_is_chosen_already_and_plain_functions():
     chosen = ChooseAlgorithm(LANES, COST)(annotated("layers_in_a_row"))
-    assert_unchanged(ChooseAlgorithm(LANES, Cost(1e6, 1.0, 1.0)), chosen)
+    assert_unchanged(ChooseAlgorithm(LANES, Cost(1e6, 1.0, 1.0, 1.0)), chosen)
     graph = Graph.build(CASES["layers_in_a_row"].body, (1, 16, 6, 6))
     assert_unchanged(ChooseAlgorithm(LANES, COST), graph)
 
@@ -120,14 +132,14 @@ def test_choices_say_what_and_why():
 
 
 def test_costs_count_products_and_transforms():
-    free = Cost(0.0, 0.0, 0.0)
+    free = Cost(0.0, 0.0, 0.0, 0.0)
     assert direct_cost(32, 2, 49, (3, 3), free) == 32 * 2 * 49 * 9
     # 7 x 7 pixels are 2 x 2 tiles of 4 x 4, 36 products each.
     dense, gated = (WinogradPlane(7, 7, 4, 3, gated) for gated in (False, True))
     products = 32 * 2 * 4 * 36
     assert winograd_cost(32, 2, dense, 16, free) == products
-    assert winograd_cost(32, 2, dense, 16, Cost(1.0, 0.0, 0.0)) == products + 4 * 4 * 36
+    assert winograd_cost(32, 2, dense, 16, Cost(1.0, 0.0, 0.0, 0.0)) == products + 4 * 4 * 36
     # Weights come transformed, or are transformed where they are used.
-    assert winograd_cost(32, 2, dense, 16, Cost(0.0, 1.0, 1.0)) == products + 32 * 2 * 36
-    assert winograd_cost(32, 2, gated, 16, Cost(0.0, 1.0, 0.0)) == products + 32 * 2 * 9
-    assert winograd_cost(32, 2, gated, 16, Cost(0.0, 0.0, 1.0)) == products + 32 * 2 * 36
+    assert winograd_cost(32, 2, dense, 16, Cost(0.0, 1.0, 1.0, 0.0)) == products + 32 * 2 * 36
+    assert winograd_cost(32, 2, gated, 16, Cost(0.0, 1.0, 0.0, 0.0)) == products + 32 * 2 * 9
+    assert winograd_cost(32, 2, gated, 16, Cost(0.0, 0.0, 1.0, 0.0)) == products + 32 * 2 * 36

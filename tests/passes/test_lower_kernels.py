@@ -20,12 +20,13 @@ from tvm_dynprune.passes.lower_kernels import LowerKernels, check_lowered
 from tvm_dynprune.soc import Cost, load_soc
 
 LANES, REGISTERS = 8, 16
+COST = Cost(transform=2.0, weight=8.0, weight_transform=2.0, gather=20.0)
 LOWERINGS = ("dense", "if", "indexed")
 
 
 def chosen(graph: tvm.IRModule, lowering: str, algorithm: str = "direct") -> tvm.IRModule:
     """The graph with its kernels fused and annotated; `algorithm` for those that it can compute."""
-    choose = ChooseAlgorithm(LANES, Cost(transform=2.0, weight=8.0, weight_transform=2.0))
+    choose = ChooseAlgorithm(LANES, COST)
     mod = sequence(FuseKernels(), AnnotateOpen(), ChooseLowering(lowering), choose)(graph)
     functions = dict(mod.functions_items())
     for global_var, func in functions.items():
@@ -85,6 +86,20 @@ def test_winograd_computes_what_the_network_says(name, batch, algorithm):
             assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max(), lowering
 
 
+@pytest.mark.parametrize("algorithm", ["direct_in", "winograd_2_in", "winograd_4_in"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_skipping_inputs_only_computes_what_the_network_says(batch, algorithm):
+    def body(g, x):
+        y = g.times(g.relu(g.conv(x, 24, name="first", bias=True)), g.gate(x, 24, 3, name="a"))
+        y = g.times(g.relu(g.conv(y, 16, name="second")), g.gate(y, 16, 1, name="b"))
+        return g.conv(y, 8, name="third")
+
+    graph, x = Graph.build(body, (batch, 16, 6, 6)), random_x(batch)
+    mod = lowered(graph, "indexed", algorithm)
+    for got, wanted in zip(results(machine(mod), x), run(graph, x), strict=True):
+        assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
 @pytest.mark.parametrize(("kernel", "padding"), [(7, 3), (5, 2), (5, 1)])
 @pytest.mark.parametrize("shape", [(1, 3, 12, 12), (2, 1, 13, 11)])
 def test_a_strided_first_layer_is_computed_over_squares(kernel, padding, shape):
@@ -93,7 +108,7 @@ def test_a_strided_first_layer_is_computed_over_squares(kernel, padding, shape):
         return g.relu(y)
 
     def chosen_lanes(mod):
-        choose = ChooseAlgorithm(16, Cost(transform=2.0, weight=8.0, weight_transform=2.0))
+        choose = ChooseAlgorithm(16, COST)
         return sequence(FuseKernels(), AnnotateOpen(), ChooseLowering("dense"), choose)(mod)
 
     graph = Graph.build(body, shape)

@@ -24,6 +24,7 @@ from tvm.tirx import Buffer
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
 from tvm_dynprune.kernels.reduction import Reduction
+from tvm_dynprune.kernels.tiling import SPARE_REGISTERS
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,16 @@ class Conv2d:
     def by_input_block(self) -> bool:
         """Whether the list of open inputs is one of blocks."""
         return self.reduction.order == "blocks"
+
+    @property
+    def input_outer(self) -> bool:
+        """Whether a direct convolution walks the open input channels once for many outputs.
+
+        Where weights for few pixels take longer to fetch than to multiply, those of one input
+        channel are then one run of memory.
+        """
+        few = self.y.height * self.y.width <= self.registers - SPARE_REGISTERS
+        return self.open_in and self.visit == "all" and few
 
 
 def pack_channels(values: np.ndarray, size: FeatureMap) -> np.ndarray:

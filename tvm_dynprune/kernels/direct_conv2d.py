@@ -18,8 +18,9 @@ from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.reduction import Step
 from tvm_dynprune.kernels.tiling import Tile, tiles
 
-
 _FEW_PIXELS = 64
+_PARTS = 4  # of the open input channels, where all outputs are computed together
+_AT_ONCE = 4  # input channels, likewise: the sums are loaded and stored once for them
 
 
 def pack_direct_weight(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
@@ -28,6 +29,10 @@ def pack_direct_weight(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
     lanes = spec.y.lanes
     padded = np.zeros((spec.y.blocks * lanes, c_in, kh, kw), "float32")
     padded[:c_out] = weight
+    if spec.input_outer:
+        items = spec.reduction.list_length
+        blocked = padded.reshape(spec.y.blocks, lanes, items, c_in // items, kh, kw)
+        return np.ascontiguousarray(blocked.transpose(2, 0, 4, 5, 3, 1))
     if spec.visit == "gather":
         return np.ascontiguousarray(np.moveaxis(spec.reduction.pack(padded), 0, -1))
     blocked = padded.reshape(spec.y.blocks, lanes, c_in, kh, kw)
@@ -46,13 +51,20 @@ class _Builder(Conv2dBuilder):
         spec, y = self.spec, self.spec.y
         inner = spec.reduction.weight_shape
         self.x = spec.x.argument("x")
-        by_channel, by_block = (*inner, y.blocks * self.lanes), (y.blocks, *inner, self.lanes)
-        shape = by_channel if spec.visit == "gather" else by_block
+        if spec.input_outer:
+            items = spec.reduction.list_length
+            shape = (items, y.blocks, *spec.kernel, spec.x.channels // items, self.lanes)
+        elif spec.visit == "gather":
+            shape = (*inner, y.blocks * self.lanes)
+        else:
+            shape = (y.blocks, *inner, self.lanes)
         self.weight = T.arg("weight", T.buffer(shape, "float32"))
 
     def sample(self, n) -> None:
         if self.spec.visit == "gather":
             self._sample_gather(n)
+        elif self.spec.input_outer:
+            self._sample_input_outer(n)
         else:
             super().sample(n)
 
@@ -80,6 +92,48 @@ class _Builder(Conv2dBuilder):
         self._prefetch = prefetch if spec.open_in and pixels <= _FEW_PIXELS else None
         self._pixels(n, weight, start, finish)
         zero_halo(self.y, spec.y, n, block)
+
+    def _sample_input_outer(self, n) -> None:
+        """Threads share the open input channels, each of which adds to every output."""
+        spec, y, lanes = self.spec, self.spec.y, self.lanes
+        pixels, count = y.height * y.width, self.count_in[n]
+        sums = T.alloc_buffer((_PARTS, y.blocks, pixels, lanes), "float32")
+        with T.parallel(0, _PARTS) as part:
+            with T.grid(y.blocks, pixels) as (block, t), T.vectorized(0, lanes) as v:
+                T.buffer_store(sums, T.float32(0), [part, block, t, v])
+            first, end = (tirx.floordiv((part + k) * count, _PARTS) for k in (0, 1))
+            at_once = 1 if spec.by_input_block else _AT_ONCE
+            with T.serial(0, tirx.floordiv(end - first + at_once - 1, at_once)) as chunk:
+                start = first + chunk * at_once
+                with T.serial(0, y.blocks) as block:
+                    self._add(n, sums, (part, block), start, tirx.min(end - start, at_once))
+        with T.parallel(0, y.blocks) as block:
+            for t in range(pixels):
+                with T.vectorized(0, lanes) as v:
+                    total = self.bias[block * lanes + v] if spec.bias else T.float32(0)
+                    for part in range(_PARTS):
+                        total = total + sums[part, block, t, v]
+                    self.store(total, n, block, t // y.width, t % y.width, v)
+            zero_halo(self.y, y, n, block)
+
+    def _add(self, n, sums, at: tuple, start, count) -> None:
+        """Add the products of `count` items of the input list to all pixels of one block."""
+        spec, y, lanes = self.spec, self.spec.y, self.lanes
+        pixels, channels = y.height * y.width, spec.x.channels // spec.reduction.list_length
+        acc = T.alloc_buffer((pixels, lanes), "float32", scope="local")
+        with T.unroll(0, pixels) as t, T.vectorized(0, lanes) as v:
+            T.buffer_store(acc, sums[(*at, t, v)], [t, v])
+        with T.serial(0, count) as k, T.grid(*spec.kernel) as (i, j), T.serial(0, channels) as c:
+            item = self.list_in[n, start + k]
+            channel = item * channels + c
+            place = tirx.floordiv(channel, spec.x.lanes), tirx.floormod(channel, spec.x.lanes)
+            for t in range(pixels):
+                x = self._input(n, Step(*place, i, j, ()), t // y.width, t % y.width)
+                with T.vectorized(0, lanes) as v:
+                    product = x * self.weight[item, at[1], i, j, c, v]
+                    T.buffer_store(acc, acc[t, v] + product, [t, v])
+        with T.unroll(0, pixels) as t, T.vectorized(0, lanes) as v:
+            T.buffer_store(sums, acc[t, v], [*at, t, v])
 
     def _pixels(self, n, weight, start, finish) -> None:
         """All pixels of one vector of output channels, a tile of accumulators at a time."""

@@ -10,9 +10,10 @@ multiplies, transforms back and runs the epilogue, for one vector of output chan
 other. The first costs open_in, the second open_in * open_out: what gates save stays saved.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tvm import tirx
@@ -30,7 +31,7 @@ from tvm_dynprune.kernels.winograd_transforms import (
     weight_transform,
 )
 
-_AT_ONCE = 2  # input blocks whose weights are transformed together
+_AT_ONCE = 2  # vectors of input channels whose weights are transformed together
 _MOST_TILES = 64  # whose products stay in the nearest caches
 
 
@@ -84,11 +85,18 @@ class Winograd:
         return packs_transformed(self.tiles, self.conv.open_in or self.conv.visit != "all")
 
     @property
+    def by_channel(self) -> bool:
+        """Whether input channels are listed one by one, not by whole blocks."""
+        return self.conv.open_in and not self.conv.by_input_block
+
+    @property
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the packed weights."""
         x, y = self.conv.x, self.conv.y
-        inner = (self.points, x.blocks) if self.packs_transformed else (x.blocks, 3, 3)
-        return (y.blocks, *inner, x.lanes, y.lanes)
+        if self.packs_transformed:
+            return (y.blocks, self.points, x.blocks, x.lanes, y.lanes)
+        inner = (x.channels, 3, 3) if self.by_channel else (x.blocks, 3, 3, x.lanes)
+        return (y.blocks, *inner, y.lanes)
 
     @property
     def transformed_shape(self) -> tuple[int, int, int, int]:
@@ -105,17 +113,20 @@ def pack_winograd_weight(weight: np.ndarray, spec: Winograd) -> np.ndarray:
     """Weights (C_out, C_in, r, r) float32 as the kernel reads them, transformed or as they are."""
     c_out, c_in = weight.shape[:2]
     x, y = spec.conv.x, spec.conv.y
-    if not spec.packs_transformed:
+    if not spec.packs_transformed and not spec.by_channel:
         return pack_direct_weight(weight, spec.conv)
     padded = np.zeros((y.blocks * y.lanes, *weight.shape[1:]), "float32")
     padded[:c_out] = weight
+    if not spec.packs_transformed:
+        blocked = padded.reshape(y.blocks, y.lanes, *weight.shape[1:])
+        return np.ascontiguousarray(np.moveaxis(blocked, 1, -1))
     transformed = transformed_weight(padded, spec.m)
     blocked = transformed.reshape(spec.points, y.blocks, y.lanes, x.blocks, c_in // x.blocks)
     return np.ascontiguousarray(blocked.transpose(1, 0, 3, 4, 2), dtype="float32")
 
 
 def winograd_input(spec: Winograd) -> tirx.PrimFunc:
-    """Build the kernel x, [list_in, count_in] → u, of `Winograd.transformed_shape`."""
+    """Build the kernel x, [list of open blocks, count] → u, of `Winograd.transformed_shape`."""
     conv, x_map = spec.conv, spec.conv.x
     with IRBuilder() as builder:
         with T.prim_func():
@@ -210,11 +221,19 @@ class _Part:
     tiles: int
 
 
+class _Channel(NamedTuple):
+    """One open input channel: its position in a sum, its block, and its lane there."""
+
+    index: Any
+    block: Any
+    lane: Any
+
+
 @dataclass(frozen=True)
 class _Sum:
-    """products[p, t, :] = sum over open input channels c of u[p, t, c] * weight(p, position, c, :).
+    """products[p, t, :] = sum over open input channels c of u[p, t, c] * weight(p, c, :).
 
-    Over `count` input blocks from position `first` on; `adds` to what is in `products`.
+    Over `count` items of the list from position `first` on; `adds` to what is in `products`.
     """
 
     part: _Part
@@ -245,67 +264,93 @@ class _Builder(Conv2dBuilder):
         products = T.alloc_buffer((spec.points, tiles + 1, self.lanes), "float32")
         part = _Part(products, n, block, row * spec.columns, tiles)
         if spec.packs_transformed:
-            count = self.count_in[n] if self.spec.open_in else self.spec.x.blocks
 
-            def weight(point, position, c, v):
-                return self.weight[block, point, self._block_in(n, position), c, v]
+            def weight(point, channel: _Channel, v):
+                return self.weight[block, point, channel.block, channel.lane, v]
 
-            self._multiply(_Sum(part, 0, count, weight))
+            self._multiply(_Sum(part, 0, self._items(n), weight))
         else:
             self._transform_and_multiply(part)
         self._transform_back(part, strip, row)
 
+    def _items(self, n):
+        """How many blocks of input channels, or channels, there are to walk."""
+        return self.count_in[n] if self.spec.open_in else self.spec.x.blocks
+
+    @property
+    def _item_channels(self) -> int:
+        """Input channels of an item."""
+        return 1 if self.winograd.by_channel else self.spec.x.lanes
+
+    @contextmanager
+    def _channels(self, n, first, count) -> Iterator[_Channel]:
+        """Walk the channels of `count` items."""
+        lanes = self.spec.x.lanes
+        with T.serial(0, count) as i:
+            item = self._item(n, first + i)
+            if self.winograd.by_channel:
+                yield _Channel(i, tirx.floordiv(item, lanes), tirx.floormod(item, lanes))
+            else:
+                with T.serial(0, min(lanes, self.spec.x.channels)) as c:
+                    yield _Channel(i * lanes + c, item, c)
+
+    def _item(self, n, position):
+        return self.list_in[n, position] if self.spec.open_in else position
+
     def _transform_and_multiply(self, part: _Part) -> None:
-        """Transform the weights of a few open input blocks at a time, and add their products."""
-        spec, lanes, n, block = self.winograd, self.lanes, part.n, part.block
-        blocks = self.count_in[n] if self.spec.open_in else self.spec.x.blocks
+        """Transform the weights of a few open input channels at a time, and add their products."""
+        spec, lanes, n = self.winograd, self.lanes, part.n
+        items, at_once = self._items(n), _AT_ONCE * lanes // self._item_channels
         # One row more: see `Winograd.transformed_shape`.
         transformed = T.alloc_buffer((spec.points, _AT_ONCE * lanes + 1, lanes), "float32")
         with T.grid(spec.points, part.tiles) as (p, t), T.vectorized(0, lanes) as v:
             T.buffer_store(part.products, T.float32(0), [p, t, v])
-        with T.serial(0, tirx.floordiv(blocks + _AT_ONCE - 1, _AT_ONCE)) as chunk:
-            first = chunk * _AT_ONCE
-            count = tirx.min(blocks - first, _AT_ONCE)
-            with T.serial(0, count) as k:
-                self._transform_weight(transformed, k, block, self._block_in(n, first + k))
+        with T.serial(0, tirx.floordiv(items + at_once - 1, at_once)) as chunk:
+            first = chunk * at_once
+            count = tirx.min(items - first, at_once)
+            with self._channels(n, first, count) as channel:
+                self._transform_weight(transformed, part.block, channel)
 
-            def weight(point, position, c, v):
-                return transformed[point, (position - first) * lanes + c, v]
+            def weight(point, channel: _Channel, v):
+                return transformed[point, channel.index, v]
 
             def prefetch(step, steps: int) -> None:
-                self._prefetch(part, first + _AT_ONCE, blocks, step, steps)
+                self._prefetch(part, first + at_once, step, steps)
 
             self._multiply(_Sum(part, first, count, weight, adds=True), prefetch)
 
-    def _transform_weight(self, transformed, k, block, block_in) -> None:
-        """G g G^T of the weights of one input block."""
-        points, m = self.winograd.side, self.winograd.m
-        with T.serial(0, self.lanes) as c:
-            e = T.alloc_buffer((points, 3, self.lanes), "float32", scope="local")
-            with T.vectorized(0, self.lanes) as v:
-                for j in range(3):
-                    column = [self.weight[block, block_in, i, j, c, v] for i in range(3)]
-                    for i, value in enumerate(weight_transform(column, m)):
-                        T.buffer_store(e, value, [i, j, v])
-            with T.vectorized(0, self.lanes) as v:
-                for i in range(points):
-                    row = weight_transform([e[i, j, v] for j in range(3)], m)
-                    for j, value in enumerate(row):
-                        at = [i * points + j, k * self.lanes + c, v]
-                        T.buffer_store(transformed, value, at)
+    def _transform_weight(self, transformed, block, channel: _Channel) -> None:
+        """G g G^T of the weights of one input channel."""
+        points, m, lanes = self.winograd.side, self.winograd.m, self.spec.x.lanes
+        e = T.alloc_buffer((points, 3, self.lanes), "float32", scope="local")
 
-    def _prefetch(self, part: _Part, first, blocks, step, steps: int) -> None:
+        def given(i: int, j: int, v):
+            if self.winograd.by_channel:
+                return self.weight[block, channel.block * lanes + channel.lane, i, j, v]
+            return self.weight[block, channel.block, i, j, channel.lane, v]
+
+        with T.vectorized(0, self.lanes) as v:
+            for j in range(3):
+                column = [given(i, j, v) for i in range(3)]
+                for i, value in enumerate(weight_transform(column, m)):
+                    T.buffer_store(e, value, [i, j, v])
+        with T.vectorized(0, self.lanes) as v:
+            for i in range(points):
+                row = weight_transform([e[i, j, v] for j in range(3)], m)
+                for j, value in enumerate(row):
+                    T.buffer_store(transformed, value, [i * points + j, channel.index, v])
+
+    def _prefetch(self, part: _Part, first, step, steps: int) -> None:
         """Ask for a share of the next weights: a list has gaps that no hardware foresees."""
-        lines = 9 * self.lanes  # of a block's weights
-        share = -(-_AT_ONCE * lines // steps)
-        position = tirx.min(first + tirx.floordiv(step * share, lines), blocks - 1)
-        block_in = self._block_in(part.n, position)
-        with T.unroll(0, share) as line:
-            at = (tirx.floormod(step * share, lines) + line) * self.lanes
-            ask_for(self.weight, (part.block, block_in, 0, 0, 0, at))
-
-    def _block_in(self, n, position):
-        return self.list_in[n, position] if self.spec.open_in else position
+        lines = 9 * self._item_channels  # of an item's weights
+        share = -(-_AT_ONCE * 9 * self.lanes // steps)
+        for k in range(max(1, share // lines)):
+            start = step * share + k * lines
+            position = tirx.min(first + tirx.floordiv(start, lines), self._items(part.n) - 1)
+            inner = [0] * (len(self.winograd.weight_shape) - 3)
+            with T.unroll(0, min(share, lines)) as line:
+                at = (tirx.floormod(start, lines) + line) * self.lanes
+                ask_for(self.weight, (part.block, self._item(part.n, position), *inner, at))
 
     def _multiply(self, total: _Sum, prefetch: Callable[..., None] | None = None) -> None:
         """Every tile and point of a sum, in pieces that fit the registers."""
@@ -329,14 +374,12 @@ class _Builder(Conv2dBuilder):
             with T.vectorized(0, self.lanes) as v:
                 start = part.products[p, t, v] if total.adds else T.float32(0)
                 T.buffer_store(acc, start, [k, v])
-        with T.serial(0, total.count) as i:
-            position = total.first + i
-            row = self._block_in(part.n, position) * spec.tiles + part.tile
-            with T.serial(0, self.spec.x.lanes) as c:
-                for k, p, t in places:
-                    with T.vectorized(0, self.lanes) as v:
-                        product = self.u[part.n, p, row + t, c] * total.weight(p, position, c, v)
-                        T.buffer_store(acc, acc[k, v] + product, [k, v])
+        with self._channels(part.n, total.first, total.count) as channel:
+            row = channel.block * spec.tiles + part.tile
+            for k, p, t in places:
+                with T.vectorized(0, self.lanes) as v:
+                    product = self.u[part.n, p, row + t, channel.lane] * total.weight(p, channel, v)
+                    T.buffer_store(acc, acc[k, v] + product, [k, v])
         for k, p, t in places:
             with T.vectorized(0, self.lanes) as v:
                 T.buffer_store(part.products, acc[k, v], [p, t, v])

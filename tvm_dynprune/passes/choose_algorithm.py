@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """ChooseAlgorithm: decide how each convolution is computed, as attribute ``algorithm``.
 
-==============  ====================================================================================
-``direct``      any convolution
-``winograd_2``  F(2 x 2, 3 x 3), for 3x3 with steps of 1, where channels open by whole vectors
-``winograd_4``  F(4 x 4, 3 x 3), likewise
+====================  ==============================================================================
+``direct``            any convolution
+``winograd_2``        F(2 x 2, 3 x 3), for 3x3 with steps of 1
+``winograd_4``        F(4 x 4, 3 x 3), likewise
 ``winograd_strided``  F(3 x 3, 4 x 4) or F(4 x 4, 3 x 3) over squares of pixels (`space_to_depth`):
-                for 5x5 to 7x7 with steps of 2 on few channels
-==============  ====================================================================================
+                      for 5x5 to 7x7 with steps of 2 on few channels
+``<algorithm>_in``    the same, but skipping input channels only; where output channels open by
+                      less than a vector, whose weights `direct` gathers
+====================  ==============================================================================
 
 The cheapest by `kernel_cost` is taken, at the open fractions that calibration measured, or half of
 what gates may close. The costs stand in ``costs``, for ``--explain``.
@@ -24,7 +26,12 @@ from tvm import relax
 from tvm_dynprune.kernels.space_to_depth import kernel_after
 from tvm_dynprune.passes.composite import PREFIX, as_composite, is_composite, operator_of
 from tvm_dynprune.passes.dataflow import Dataflow, Functions, shape_of
-from tvm_dynprune.passes.kernel_cost import WinogradPlane, direct_cost, winograd_cost
+from tvm_dynprune.passes.kernel_cost import (
+    WinogradPlane,
+    direct_cost,
+    gather_cost,
+    winograd_cost,
+)
 from tvm_dynprune.soc import Cost
 
 ASSUMED_OPEN = 0.7  # of each side, without calibration: half of the pairs
@@ -73,15 +80,23 @@ class ChooseAlgorithm:
         c_out, c_in, *kernel = shape_of(func.params[roles.index("weight")])
         height, width = shape_of(func.body)[2:]
         open_in, open_out = self._open_fractions(func, roles)
-        channels, blocks = c_in * open_in, -(-c_out // self.lanes) * open_out
-        costs = {"direct": direct_cost(channels, blocks, height * width, kernel, self.cost)}
-        if not self.winograd or not self._opens_by_vectors(func, roles):
+        gathers = self._gathers(func, roles)
+        channels, all_blocks = c_in * open_in, -(-c_out // self.lanes)
+        pixels, cost = height * width, self.cost
+        costs = {"direct": direct_cost(channels, all_blocks * open_out, pixels, kernel, cost)}
+        if gathers:
+            costs["direct"] += gather_cost(channels, all_blocks * open_out, kernel, cost)
+        if not self.winograd:
             return costs
+        suffix, blocks = ("_in", all_blocks) if gathers else ("", all_blocks * open_out)
+        if gathers:
+            costs["direct_in"] = direct_cost(channels, all_blocks, pixels, kernel, cost)
+        gated = _gated_sides(func, roles)
         for name, side in self._winograd(func, c_in):
             each = channels if name != "winograd_strided" else 4 * channels
-            gated = _gated_sides(func, roles)
-            plane = WinogradPlane(height, width, tile_side(name, side), side, any(gated))
-            costs[name] = winograd_cost(each, blocks, plane, self.lanes, self.cost)
+            m = tile_side(name, side)
+            plane = WinogradPlane(height, width, m, side, any(gated[: 1 if gathers else 2]))
+            costs[name + suffix] = winograd_cost(each, blocks, plane, self.lanes, cost)
         return costs
 
     def _winograd(self, func: relax.Function, c_in: int) -> list[tuple[str, int]]:
@@ -114,15 +129,14 @@ class ChooseAlgorithm:
         first, second = (each if is_gated else 1.0 for is_gated in gated)
         return first, second
 
-    def _opens_by_vectors(self, func: relax.Function, roles: list[str]) -> bool:
-        if str(func.attrs["lowering"]) != "indexed":
-            return True
-        units = [
-            int(func.attrs[unit])
-            for role, unit in (("open_in", "open_unit_in"), ("open_out", "open_unit"))
-            if role in roles
-        ]
-        return all(unit % self.lanes == 0 for unit in units)
+    def _gathers(self, func: relax.Function, roles: list[str]) -> bool:
+        """Whether going by the open output channels means to put vectors together."""
+        unit = int(func.attrs["open_unit"])
+        return "open_out" in roles and _is_indexed(func) and unit % self.lanes != 0
+
+
+def _is_indexed(func: relax.Function) -> bool:
+    return str(func.attrs["lowering"]) == "indexed"
 
 
 def _gated_sides(func: relax.Function, roles: list[str]) -> list[bool]:
@@ -133,7 +147,8 @@ def _gated_sides(func: relax.Function, roles: list[str]) -> list[bool]:
 
 def tile_side(algorithm: str, kernel: int) -> int:
     """Side of the tiles of a Winograd algorithm, whose transforms have up to 6 points."""
-    return 7 - kernel if algorithm == "winograd_strided" else int(algorithm[-1])
+    name = algorithm.removesuffix("_in")
+    return 7 - kernel if name == "winograd_strided" else int(name[-1])
 
 
 @dataclass(frozen=True)

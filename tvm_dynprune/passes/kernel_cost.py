@@ -20,6 +20,11 @@ def direct_cost(
     return weights * (pixels + cost.weight)
 
 
+def gather_cost(channels_in: float, blocks_out: float, kernel: Sequence[int], cost: Cost) -> float:
+    """What a direct convolution costs more where its vectors of weights are put together."""
+    return channels_in * blocks_out * kernel[0] * kernel[1] * cost.gather
+
+
 @dataclass(frozen=True)
 class WinogradPlane:
     """What the cost of a Winograd convolution F(m x m, r x r) depends on, but for the channels.

@@ -113,7 +113,8 @@ def _indexed(emitter: KernelEmitter, var: Var, composite: CompositeCall, spec: C
         spec = replace(spec, open_in=True, unit_in=int(composite.attribute("open_unit_in")))
         unit = lanes if spec.by_input_block else 1
         lists_in = emitter.open_list(composite.arguments["open_in"], unit)
-    if "open_out" in composite.arguments:
+    inputs_only = str(composite.attribute("algorithm")).endswith("_in")
+    if "open_out" in composite.arguments and not inputs_only:
         unit = gcd(int(composite.attribute("open_unit")), lanes)
         by_block = unit == lanes
         lists_out = emitter.open_list(composite.arguments["open_out"], lanes if by_block else 1)
@@ -149,13 +150,16 @@ def _kernel(
         x = emitter.call(space_to_depth(plain, spec.x), "space_to_depth", [x], [tensor(spec.x)])
     else:
         x = emitter.blocked(composite.arguments["x"])
-    if algorithm == "direct":
+    if algorithm in ("direct", "direct_in"):
         kernel, packed = direct_conv2d(spec), pack_direct_weight(weight, spec)
     else:
         winograd = Winograd(spec, tile_side(algorithm, spec.kernel[0]))
         transformed = [relax.TensorType(winograd.transformed_shape, "float32")]
         name = f"winograd_input_{composite.layer}"
-        x = emitter.call(winograd_input(winograd), name, [x, *lists_in], transformed)
+        by_block = lists_in
+        if winograd.by_channel:
+            by_block = emitter.open_list(composite.arguments["open_in"], spec.x.lanes)
+        x = emitter.call(winograd_input(winograd), name, [x, *by_block], transformed)
         kernel, packed = winograd_conv2d(winograd), pack_winograd_weight(weight, winograd)
     return kernel, [
         x,

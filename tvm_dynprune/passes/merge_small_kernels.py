@@ -24,7 +24,7 @@ from math import prod
 import tvm
 import tvm_ffi
 from tvm import relax, s_tir, tirx
-from tvm.ir import Expr, GlobalVar
+from tvm.ir import Expr
 from tvm.relax import DataflowVar, Var
 from tvm.tirx import Buffer, PrimFunc
 from tvm.tirx.buffer import is_buffer_var
