@@ -6,6 +6,8 @@ block, a row of accumulators at a time.
 """
 
 from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from tvm import tirx
@@ -61,6 +63,14 @@ def window(spec: Window) -> tirx.PrimFunc:
     return _Builder(spec).build()
 
 
+class _Region(NamedTuple):
+    """Rows or columns of the result, and whether their windows have to be clamped into x."""
+
+    start: int
+    size: int
+    clamps: bool
+
+
 class _Builder:
     def __init__(self, spec: Window) -> None:
         self.spec = spec
@@ -100,15 +110,33 @@ class _Builder:
         self.y = y.argument("y")
 
     def _block(self, n, block) -> None:
-        y = self.spec.y
-        for tile in tiles(y.height, y.width, self.spec.registers):
-            with T.grid(tile.row_count, tile.column_count) as (i, j):
-                row = tile.row + i * tile.height
-                column = tile.column + j * tile.width
-                self._tile(n, block, tile, row, column)
-        zero_halo(self.y, y, n, block)
+        for rows, columns in product(self._regions(0), self._regions(1)):
+            clamps = (rows.clamps, columns.clamps)
+            for tile in tiles(rows.size, columns.size, self.spec.registers):
+                with T.grid(tile.row_count, tile.column_count) as (i, j):
+                    row = rows.start + tile.row + i * tile.height
+                    column = columns.start + tile.column + j * tile.width
+                    self._tile(n, block, tile, row, column, clamps)
+        zero_halo(self.y, self.spec.y, n, block)
 
-    def _tile(self, n, block, tile: Tile, row, column) -> None:
+    def _regions(self, axis: int) -> list[_Region]:
+        """Rows or columns of the result, those apart whose windows reach out of x."""
+        spec = self.spec
+        size, outputs = ((m.height, m.width)[axis] for m in (spec.x, spec.y))
+        if spec.kind != "max":  # the halo's zeros do
+            return [_Region(0, outputs, False)]
+        stride, pad = spec.stride[axis], spec.pad[axis]
+        reach = (spec.kernel[axis] - 1) * spec.dilation[axis]
+        first = min(outputs, -(-pad // stride))
+        last = max(first, min(outputs, (size - 1 + pad - reach) // stride + 1))
+        regions = [
+            _Region(0, first, True),
+            _Region(first, last - first, False),
+            _Region(last, outputs - last, True),
+        ]
+        return [region for region in regions if region.size]
+
+    def _tile(self, n, block, tile: Tile, row, column, clamps: tuple[bool, bool]) -> None:
         spec, pixels = self.spec, tile.height * tile.width
         acc = T.alloc_buffer((pixels, self.lanes), "float32", scope="local")
         with T.unroll(0, pixels) as t, T.vectorized(0, self.lanes) as v:
@@ -119,7 +147,7 @@ class _Builder:
             for t in range(pixels):
                 at = (row + t // tile.width, column + t % tile.width)
                 with T.vectorized(0, self.lanes) as v:
-                    x = self.x[(n, block, *self._position(at, i, j), v)]
+                    x = self.x[(n, block, *self._position(at, i, j, clamps), v)]
                     T.buffer_store(acc, self._step(acc[t, v], x, block, i, j, v), [t, v])
         for t in range(pixels):
             r, c = row + t // tile.width, column + t % tile.width
@@ -127,12 +155,12 @@ class _Builder:
                 value = self._finish(acc[t, v], n, block * self.lanes + v, r, c)
                 T.buffer_store(self.y, value, [n, block, r + spec.y.halo, c + spec.y.halo, v])
 
-    def _position(self, at: tuple, i, j) -> list:
+    def _position(self, at: tuple, i, j, clamps: tuple[bool, bool]) -> list:
         spec, result = self.spec, []
         for axis, size in enumerate((spec.x.height, spec.x.width)):
             position = at[axis] * spec.stride[axis] + (i, j)[axis] * spec.dilation[axis]
             position = position - spec.pad[axis]
-            if spec.kind == "max" and self._reaches_out(axis):
+            if clamps[axis]:
                 # Padding never wins a maximum: repeat the window's nearest pixel that is inside.
                 step = spec.dilation[axis]
                 first = tirx.min(tirx.floormod(position, step), size - 1)
@@ -140,12 +168,6 @@ class _Builder:
                 position = tirx.max(first, tirx.min(position, last))
             result.append(position + spec.x.halo)
         return result
-
-    def _reaches_out(self, axis: int) -> bool:
-        spec = self.spec
-        outputs = (spec.y.height, spec.y.width)[axis]
-        last = (outputs - 1) * spec.stride[axis] + (spec.kernel[axis] - 1) * spec.dilation[axis]
-        return spec.pad[axis] > 0 or last - spec.pad[axis] >= (spec.x.height, spec.x.width)[axis]
 
     def _step(self, acc, x, block, i, j, v):
         if self.spec.kind == "depthwise":

@@ -291,7 +291,7 @@ class _Builder(Conv2dBuilder):
             if self.winograd.by_channel:
                 yield _Channel(i, tirx.floordiv(item, lanes), tirx.floormod(item, lanes))
             else:
-                with T.serial(0, min(lanes, self.spec.x.channels)) as c:
+                with T.serial(0, lanes) as c:
                     yield _Channel(i * lanes + c, item, c)
 
     def _item(self, n, position):
