@@ -8,6 +8,7 @@ best, relative errors weighing alike. Run it on a quiet machine: python scripts/
 
 import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import fields
 
 import numpy as np
@@ -25,7 +26,8 @@ from tvm_dynprune.soc import Cost, Soc, load_soc
 
 LAYERS = ((64, 56), (64, 32), (128, 28), (128, 16), (256, 14), (256, 8), (512, 7), (512, 4))
 OPEN = (1.0, 0.5, 0.25)
-ALGORITHMS = ("direct", "gather", "winograd_2", "winograd_4")
+ALGORITHMS = ("direct", "winograd_2", "winograd_4")
+VISITS = ("all", "blocks", "gather")  # what has no gates, and groups above and below the lanes
 COLD_MIB = 96  # of weights that are gone through in turns
 
 
@@ -34,10 +36,9 @@ def main() -> None:
     soc = load_soc("host")
     rows, times = [], []
     with pinned(1):
-        cases = list(itertools.product(LAYERS, ALGORITHMS))
-        for (channels, size), algorithm in track(cases, "timing kernels"):
-            for fraction, time_ns in _times(soc, channels, size, algorithm).items():
-                rows.append(_features(soc, channels, size, algorithm, fraction))
+        for (channels, size), algorithm, visit in track(list(_cases()), "timing kernels"):
+            for fraction, time_ns in _times(soc, channels, size, algorithm, visit).items():
+                rows.append(_features(soc, channels, size, algorithm, visit, fraction))
                 times.append(time_ns)
     matrix, times = np.array(rows), np.array(times)
     solution, _ = nnls(matrix / times[:, None], np.ones(len(times)))
@@ -49,16 +50,24 @@ def main() -> None:
         print(f"{field.name} = {value / fma:.1f}")
 
 
-def _features(soc: Soc, channels: int, size: int, algorithm: str, fraction: float) -> list[float]:
+def _cases() -> Iterator[tuple[tuple[int, int], str, str]]:
+    for layer, algorithm, visit in itertools.product(LAYERS, ALGORITHMS, VISITS):
+        if algorithm == "direct" or visit != "gather":
+            yield layer, algorithm, visit
+
+
+def _features(
+    soc: Soc, channels: int, size: int, algorithm: str, visit: str, fraction: float
+) -> list[float]:
     """How often multiply-adds, transforms and weights occur: the cost is linear in its terms."""
 
     def cost(*values: float) -> float:
         given = Cost(*values)
         open_in, blocks = channels * fraction, channels / soc.lanes * fraction
-        if algorithm in ("direct", "gather"):
-            more = gather_cost(open_in, blocks, (3, 3), given) if algorithm == "gather" else 0
+        if algorithm == "direct":
+            more = gather_cost(open_in, blocks, (3, 3), given) if visit == "gather" else 0
             return direct_cost(open_in, blocks, size * size, (3, 3), given) + more
-        plane = WinogradPlane(size, size, int(algorithm[-1]), 3, gated=True)
+        plane = WinogradPlane(size, size, int(algorithm[-1]), 3, gated=visit != "all")
         return winograd_cost(open_in, blocks, plane, soc.lanes, given)
 
     units = np.eye(len(fields(Cost)))
@@ -66,10 +75,10 @@ def _features(soc: Soc, channels: int, size: int, algorithm: str, fraction: floa
     return [base, *(cost(*unit) - base for unit in units)]
 
 
-def _times(soc: Soc, channels: int, size: int, algorithm: str) -> dict[float, float]:
+def _times(soc: Soc, channels: int, size: int, algorithm: str, visit: str) -> dict[float, float]:
     """Open fraction → ns of the kernel, or kernels."""
     image = FeatureMap(1, channels, size, size, soc.lanes, 1)
-    gathers = algorithm == "gather"
+    gathers = visit == "gather"
     spec = Conv2d(
         x=image,
         y=image,
@@ -77,14 +86,14 @@ def _times(soc: Soc, channels: int, size: int, algorithm: str) -> dict[float, fl
         stride=(1, 1),
         pad=(1, 1),
         dilation=(1, 1),
-        open_in=True,
+        open_in=visit != "all",
         unit_in=1 if gathers else soc.lanes,
-        visit="gather" if gathers else "blocks",
+        visit=visit,
         registers=soc.vector_registers,
     )
     tensor = tvm.runtime.tensor
     x, y = (tensor(np.zeros(image.shape, "float32")) for _ in range(2))
-    if algorithm in ("direct", "gather"):
+    if algorithm == "direct":
         stages, u = [], x
         kernel = _compiled(soc, direct_conv2d(spec))
         inner = spec.reduction.weight_shape
@@ -98,8 +107,8 @@ def _times(soc: Soc, channels: int, size: int, algorithm: str) -> dict[float, fl
     copies = max(1, COLD_MIB * 2**20 // (4 * int(np.prod(shape))))
     weights = [tensor(np.zeros(shape, "float32")) for _ in range(min(copies, 64))]
     result = {}
-    for fraction in OPEN:
-        lists = _lists(channels if gathers else image.blocks, fraction)
+    for fraction in OPEN if visit != "all" else (1.0,):
+        lists = _lists(channels if gathers else image.blocks, fraction) if visit != "all" else ()
         samples = []
         for weight in (weights * 9)[: max(9, len(weights))]:
             before = sum(_once(stage, x, *lists, u) for stage in stages)

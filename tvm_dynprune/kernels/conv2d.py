@@ -24,7 +24,7 @@ from tvm.tirx import Buffer
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
 from tvm_dynprune.kernels.reduction import Reduction
-from tvm_dynprune.kernels.tiling import SPARE_REGISTERS
+from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, parallel
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,13 @@ class Conv2dBuilder:
         """Declare the parameters input and weight."""
         raise NotImplementedError
 
-    def block(self, n, block) -> None:
-        """Emit one vector of neighbouring output channels, all pixels."""
+    @property
+    def parts(self) -> int:
+        """Parts of a plane that threads can compute apart."""
+        return 1
+
+    def block(self, n, block, part: Part) -> None:
+        """Emit one vector of neighbouring output channels, a part of the pixels."""
         raise NotImplementedError
 
     def _declare(self) -> None:
@@ -158,17 +163,17 @@ class Conv2dBuilder:
         """Emit the visit of one sample's output channels, by blocks."""
         spec, y = self.spec, self.spec.y
         if spec.visit == "blocks":
-            with T.parallel(0, self.count_out[n]) as position:
-                self.block(n, self.list_out[n, position])
+            with parallel(self.count_out[n], self.parts) as (position, part):
+                self.block(n, self.list_out[n, position], part)
             if spec.fill:
                 with T.parallel(self.count_out[n], y.blocks) as position:
                     self.fill_block(n, self.list_out[n, position])
         elif spec.visit == "group":
             with T.serial(0, spec.group_blocks) as b:
-                self.block(n, self.group * spec.group_blocks + b)
+                self.block(n, self.group * spec.group_blocks + b, Part())
         else:
-            with T.parallel(0, y.blocks) as block:
-                self.block(n, block)
+            with parallel(y.blocks, self.parts) as (block, part):
+                self.block(n, block, part)
 
     def store(self, value, n, block, row, column, lane) -> None:
         """Emit the epilogue of one sum and write it; `block` is a whole vector of channels."""

@@ -16,9 +16,11 @@ from tvm.script.ir_builder import tirx as T
 from tvm_dynprune.kernels.conv2d import Conv2d, Conv2dBuilder, ask_for
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.reduction import Step
-from tvm_dynprune.kernels.tiling import Tile, tiles
+from tvm_dynprune.kernels.tiling import Part, Tile, tiles
 
 _FEW_PIXELS = 64
+_FEW_BLOCKS = 16  # whose open ones may not keep all threads busy
+_MOST_PARTS = 2
 _PARTS = 4  # of the open input channels, where all outputs are computed together
 _AT_ONCE = 4  # input channels, likewise: the sums are loaded and stored once for them
 
@@ -68,7 +70,13 @@ class _Builder(Conv2dBuilder):
         else:
             super().sample(n)
 
-    def block(self, n, block) -> None:
+    @property
+    def parts(self) -> int:
+        y = self.spec.y
+        rows = sum(tile.row_count for tile in tiles(y.height, y.width, self.spec.registers))
+        return min(_MOST_PARTS, rows) if y.blocks <= _FEW_BLOCKS else 1
+
+    def block(self, n, block, part: Part) -> None:
         spec = self.spec
 
         def weight(step: Step, v):
@@ -90,8 +98,9 @@ class _Builder(Conv2dBuilder):
         # A list has gaps that no hardware foresees; with many pixels it has time to fetch.
         pixels = spec.y.height * spec.y.width
         self._prefetch = prefetch if spec.open_in and pixels <= _FEW_PIXELS else None
-        self._pixels(n, weight, start, finish)
-        zero_halo(self.y, spec.y, n, block)
+        self._pixels(n, part, weight, start, finish)
+        with part.first():
+            zero_halo(self.y, spec.y, n, block)
 
     def _sample_input_outer(self, n) -> None:
         """Threads share the open input channels, each of which adds to every output."""
@@ -135,11 +144,11 @@ class _Builder(Conv2dBuilder):
         with T.unroll(0, pixels) as t, T.vectorized(0, lanes) as v:
             T.buffer_store(sums, acc[t, v], [*at, t, v])
 
-    def _pixels(self, n, weight, start, finish) -> None:
-        """All pixels of one vector of output channels, a tile of accumulators at a time."""
+    def _pixels(self, n, part: Part, weight, start, finish) -> None:
+        """A part of one vector of output channels, a tile of accumulators at a time."""
         y = self.spec.y
-        for tile in tiles(y.height, y.width, self.spec.registers):
-            with T.grid(tile.row_count, tile.column_count) as (i, j):
+        for k, tile in enumerate(tiles(y.height, y.width, self.spec.registers)):
+            with part.share(tile.row_count, k) as i, T.serial(0, tile.column_count) as j:
                 row = tile.row + i * tile.height
                 column = tile.column + j * tile.width
                 self._tile(n, tile, row, column, weight, start, finish)
@@ -215,7 +224,7 @@ class _Builder(Conv2dBuilder):
                 halo = spec.y.halo
                 T.buffer_store(self.y, value, [n, block, row + halo, column + halo, lane])
 
-        self._pixels(n, weight, start, finish)
+        self._pixels(n, Part(), weight, start, finish)
 
     def _gather_weight(self, n, first):
         """Copy the weights of the open input and output channels together, once per vector."""

@@ -56,7 +56,7 @@ def space_to_depth(plain: tuple[int, int, int, int], size: FeatureMap) -> tirx.P
             y = size.argument("y")
             with T.serial(0, size.batch) as n:
                 zero_halo(y, size, n, 0)
-                with T.grid(size.height, size.width) as (row, column):
+                with T.parallel(0, size.height) as row, T.serial(0, size.width) as column:
                     for lane in range(size.lanes):
                         pixel, c = divmod(lane, channels)
                         h, w = 2 * row + pixel // 2, 2 * column + pixel % 2

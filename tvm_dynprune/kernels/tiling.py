@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cut an output plane into tiles of accumulators that fit the vector registers."""
+"""Cut an output plane into tiles of accumulators that fit the vector registers, and share it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
 
 SPARE_REGISTERS = 4  # weight vector, broadcast input, and slack for the compiler
 
@@ -45,3 +50,41 @@ def cut(length: int, size: int) -> list[tuple[int, int, int]]:
 def cut_evenly(length: int, most: int) -> list[tuple[int, int, int]]:
     """(start, size, count) of the fewest pieces of at most `most`, as equal as can be."""
     return cut(length, -(-length // -(-length // most)))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of `count` parts of a plane, number `index`, that threads compute apart.
+
+    Few open channels alone would leave threads without work.
+    """
+
+    index: tirx.Var | int = 0
+    count: int = 1
+
+    @contextmanager
+    def share(self, length: int, turn: int = 0) -> Iterator[tirx.Var]:
+        """Walk this part's share of range(length); `turn` decides who gets what is left over."""
+        index = self.index if turn % 2 else self.count - 1 - self.index
+        first, end = ((index + k) * length // self.count for k in (0, 1))
+        with T.serial(first, end) as i:
+            yield i
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """What only the first part does."""
+        if self.count == 1:
+            yield
+        else:
+            with T.If(self.index == 0), T.Then():
+                yield
+
+
+@contextmanager
+def parallel(count, parts: int) -> Iterator[tuple[tirx.Var, Part]]:
+    """Walk range(count) and the parts of each in parallel."""
+    with T.parallel(0, count * parts) as i:
+        if parts == 1:
+            yield i, Part()
+        else:
+            yield tirx.floordiv(i, parts), Part(tirx.floormod(i, parts), parts)

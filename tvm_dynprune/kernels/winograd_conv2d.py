@@ -23,7 +23,7 @@ from tvm.tirx import Buffer
 from tvm_dynprune.kernels.conv2d import Conv2d, Conv2dBuilder, ask_for
 from tvm_dynprune.kernels.direct_conv2d import pack_direct_weight
 from tvm_dynprune.kernels.feature_map import zero_halo
-from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, cut, cut_evenly
+from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, cut, cut_evenly, parallel
 from tvm_dynprune.kernels.winograd_transforms import (
     input_transform,
     output_transform,
@@ -32,6 +32,8 @@ from tvm_dynprune.kernels.winograd_transforms import (
 )
 
 _AT_ONCE = 2  # vectors of input channels whose weights are transformed together
+_FEW_BLOCKS = 16  # whose open ones may not keep all threads busy
+_MOST_PARTS = 4
 _MOST_TILES = 64  # whose products stay in the nearest caches
 
 
@@ -138,25 +140,26 @@ def winograd_input(spec: Winograd) -> tirx.PrimFunc:
                 count_in = T.arg("count_in", T.buffer((x_map.batch,), "int32"))
             u = T.arg("u", T.buffer(spec.transformed_shape, "float32"))
             with T.serial(0, x_map.batch) as n:
+                parts = min(_MOST_PARTS, spec.rows) if x_map.blocks < _FEW_BLOCKS else 1
                 if list_in is None or count_in is None:
-                    with T.parallel(0, x_map.blocks) as block:
-                        _transform_block(spec, x, u, n, block)
+                    with parallel(x_map.blocks, parts) as (block, part):
+                        _transform_block(spec, x, u, n, block, part)
                 else:
-                    with T.parallel(0, count_in[n]) as position:
-                        _transform_block(spec, x, u, n, list_in[n, position])
+                    with parallel(count_in[n], parts) as (position, part):
+                        _transform_block(spec, x, u, n, list_in[n, position], part)
     return builder.get()
 
 
-def _transform_block(spec: Winograd, x, u, n, block) -> None:
-    """B^T d B of every tile of one block of channels."""
+def _transform_block(spec: Winograd, x, u, n, block, part: Part) -> None:
+    """B^T d B of a part of the tiles of one block of channels."""
     size, points = spec.conv.x, spec.side
     top, left = (size.halo - pad for pad in spec.conv.pad)
     rows, columns = size.height + 2 * size.halo - top, size.width + 2 * size.halo - left
-    for row, row_count in _whole_and_last(spec, spec.rows, rows):
+    for k, (row, row_count) in enumerate(_whole_and_last(spec, spec.rows, rows)):
         for column, column_count in _whole_and_last(spec, spec.columns, columns):
             # What the last tile of a row or column has past the buffer only pixels past y read.
             inside = (rows - row * spec.m, columns - column * spec.m)
-            with T.grid(row_count, column_count) as (i, j):
+            with part.share(row_count, k) as i, T.serial(0, column_count) as j:
                 tile = (row + i) * spec.columns + column + j
                 at_row, at_column = top + (row + i) * spec.m, left + (column + j) * spec.m
                 d = T.alloc_buffer((points, points, size.lanes), "float32", scope="local")
@@ -252,11 +255,18 @@ class _Builder(Conv2dBuilder):
         self.u = T.arg("u", T.buffer(self.winograd.transformed_shape, "float32"))
         self.weight = T.arg("weight", T.buffer(self.winograd.weight_shape, "float32"))
 
-    def block(self, n, block) -> None:
-        for strip, count in _strips(self.winograd):
-            with T.serial(0, count) as i:
+    @property
+    def parts(self) -> int:
+        strips = sum(count for _, count in _strips(self.winograd))
+        few = self.spec.y.blocks <= _FEW_BLOCKS and self.winograd.packs_transformed
+        return min(_MOST_PARTS, strips) if few else 1
+
+    def block(self, n, block, part: Part) -> None:
+        for k, (strip, count) in enumerate(_strips(self.winograd)):
+            with part.share(count, k) as i:
                 self._strip(n, block, strip, strip.row + i * strip.rows)
-        zero_halo(self.y, self.spec.y, n, block)
+        with part.first():
+            zero_halo(self.y, self.spec.y, n, block)
 
     def _strip(self, n, block, strip: _Strip, row) -> None:
         spec = self.winograd

@@ -86,7 +86,8 @@ class KernelEmitter:
         self._lists: dict[tuple[Var, int], list[Expr]] = {}
         self._layer = ""
         self._decides = False  # whether what is emitted is part of a gate
-        # Kernel and layer of each call, in order: equal kernels are shared, so names do not tell.
+        # Kernel and layer of each call that is no part of a gate, in order: equal kernels are
+        # shared, so names do not tell.
         self.calls: list[tuple[str, str]] = []
 
     def emit_function(self, name: str) -> None:
@@ -134,7 +135,8 @@ class KernelEmitter:
         """Add a kernel to the module; TVM must not fuse it with what stands around it."""
         attributes = {"op_pattern": OPAQUE, MERGEABLE: int(self._decides)}
         global_var = self.builder.add_func(kernel.with_attrs(attributes), name)
-        self.calls.append((global_var.name_hint, self._layer))
+        if not self._decides:
+            self.calls.append((global_var.name_hint, self._layer))
         return global_var
 
     def blocked(self, var: Var) -> Var:
