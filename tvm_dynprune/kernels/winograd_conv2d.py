@@ -34,6 +34,7 @@ from tvm_dynprune.kernels.winograd_transforms import (
 _AT_ONCE = 2  # vectors of input channels whose weights are transformed together
 _FEW_BLOCKS = 16  # whose open ones may not keep all threads busy
 _MOST_PARTS = 4
+_WORTH_THREADS = 512  # tiles of input, a few of which take a microsecond
 _MOST_TILES = 64  # whose products stay in the nearest caches
 
 
@@ -140,14 +141,24 @@ def winograd_input(spec: Winograd) -> tirx.PrimFunc:
                 count_in = T.arg("count_in", T.buffer((x_map.batch,), "int32"))
             u = T.arg("u", T.buffer(spec.transformed_shape, "float32"))
             with T.serial(0, x_map.batch) as n:
-                parts = min(_MOST_PARTS, spec.rows) if x_map.blocks < _FEW_BLOCKS else 1
                 if list_in is None or count_in is None:
-                    with parallel(x_map.blocks, parts) as (block, part):
+                    with _input_loop(spec, x_map.blocks) as (block, part):
                         _transform_block(spec, x, u, n, block, part)
                 else:
-                    with parallel(count_in[n], parts) as (position, part):
+                    with _input_loop(spec, count_in[n]) as (position, part):
                         _transform_block(spec, x, u, n, list_in[n, position], part)
     return builder.get()
+
+
+@contextmanager
+def _input_loop(spec: Winograd, blocks) -> Iterator[tuple[tirx.Var, Part]]:
+    """Walk `blocks` blocks of input channels, in parallel where it takes long enough."""
+    if spec.conv.x.blocks * spec.tiles < _WORTH_THREADS:
+        with T.serial(0, blocks) as i:
+            yield i, Part()
+    else:
+        with parallel(blocks, min(_MOST_PARTS, spec.rows)) as at:
+            yield at
 
 
 def _transform_block(spec: Winograd, x, u, n, block, part: Part) -> None:
