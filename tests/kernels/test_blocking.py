@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from tests.kernels.util import blocked, compiled, halo_of, plain, random, unwritten
-from tvm_dynprune.kernels.blocking import block_channels, unblock_channels
+from tvm_dynprune.kernels.blocking import Affine, block_channels, unblock_channels
 from tvm_dynprune.kernels.feature_map import FeatureMap
 
 SIZES = [
@@ -28,3 +28,13 @@ def test_unblocking_gives_the_plain_tensor_back(size):
     y = np.full_like(x, np.nan)
     compiled(unblock_channels(size))(blocked(x, size), y)
     np.testing.assert_array_equal(y, x)
+
+
+@pytest.mark.parametrize("lanes", [3, 8])
+def test_an_image_is_normalised_on_the_way(lanes):
+    size = FeatureMap(2, 3, 4, 5, lanes, 1)
+    x, y = random(2, 3, 4, 5), unwritten(size)
+    compiled(block_channels(size, Affine((-1.0, 0.5, 2.0), (2.0, -1.0, 0.25))))(x, y)
+    offset, factor = np.float32([[-1, 0.5, 2], [2, -1, 0.25]]).reshape(2, 3, 1, 1)
+    np.testing.assert_array_equal(plain(y, size), (x + offset) * factor)
+    assert (halo_of(y, size) == 0).all()

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.kernels.util import assert_close, compiled, plain, random, unwritten
+from tvm_dynprune.kernels.blocking import Affine
 from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.space_to_depth import (
@@ -51,6 +52,16 @@ def test_pixels_of_a_square_become_channels(size: tuple[int, int], batch: int) -
     inner = tuple(slice(spec.x.halo, spec.x.halo + side) for side in expected.shape[2:])
     y[:, :, inner[0], inner[1]] = 0
     assert (y == 0).all()  # the halo
+
+
+def test_the_image_is_normalised_on_the_way() -> None:
+    spec = conv2d_over_squares(convolution((7, 6), 7, 3, 3, 1))
+    x, y = random(1, 3, 7, 6), unwritten(spec.x)
+    compiled(space_to_depth(x.shape, spec.x, Affine((-1.0, 0.5, 2.0), (2.0, -1.0, 0.25))))(x, y)
+    offset, factor = np.float32([[-1, 0.5, 2], [2, -1, 0.25]]).reshape(2, 3, 1, 1)
+    even = np.pad((x + offset) * factor, ((0, 0), (0, 0), (0, 1), (0, 0)))
+    expected = np.concatenate([even[:, :, a::2, b::2] for a in (0, 1) for b in (0, 1)], axis=1)
+    np.testing.assert_array_equal(plain(y, spec.x), expected)
 
 
 @pytest.mark.parametrize(

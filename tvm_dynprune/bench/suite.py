@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_dynprune.bench.engines import PEERS
+from tvm_dynprune.bench.suite_plot import plot_suite
 from tvm_dynprune.files import write_atomic
 
 NETWORKS = (
@@ -19,6 +20,7 @@ NETWORKS = (
     "mobilenet_v2",
     "squeezenet1_1",
 )
+PICTURE = "benchmarks.svg"
 CUTS = (0.7, 0.0, 0.25, 0.5, 0.85)  # the first against every engine, the others against the fastest
 
 
@@ -34,6 +36,7 @@ def main(out: str, *networks: str) -> None:
                 dense = {name: result["engines"][name]["median_ms"] for name in against}
                 against = [min(dense, key=lambda name: dense[name])]
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    plot_suite(results, folder / PICTURE)
     print("\n".join(page(results)))
 
 
@@ -60,6 +63,8 @@ def page(results: list[dict[str, Any]]) -> Iterable[str]:
     versions = {name: one["provenance"]["versions"].get(name) for one in results for name in PEERS}
     for name, setting in settings.items():
         yield f"* {name} {versions[name] or ''}: {setting}"
+    yield ""
+    yield f"![Latency of engines and of gated networks]({PICTURE})"
     for network in dict.fromkeys(result["network"] for result in results):
         yield from _section(network, [one for one in results if one["network"] == network])
 

@@ -1,14 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels between plain NCHW and the blocked layout of FeatureMap."""
 
+from typing import NamedTuple
+
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
 
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
 
 
-def block_channels(size: FeatureMap) -> tirx.PrimFunc:
-    """Kernel x (N, C, H, W) → y blocked, halo and padded lanes zero."""
+class Affine(NamedTuple):
+    """(x + offset) * factor, a pair per channel: how networks normalise images."""
+
+    offset: tuple[float, ...]
+    factor: tuple[float, ...]
+
+    def __call__(self, value, channel: int):
+        """The result for an element of a channel."""
+        return (value + T.float32(self.offset[channel])) * T.float32(self.factor[channel])
+
+
+def block_channels(size: FeatureMap, affine: Affine | None = None) -> tirx.PrimFunc:
+    """Kernel x (N, C, H, W) → y, halo and padded lanes zero; `affine` only where C fits a block."""
     with IRBuilder() as builder:
         with T.prim_func():
             T.func_attr({"tirx.noalias": True})
@@ -18,15 +31,22 @@ def block_channels(size: FeatureMap) -> tirx.PrimFunc:
             with T.grid(size.batch, size.blocks) as (n, b):
                 zero_halo(y, size, n, b)
                 with T.grid(size.height, size.width) as (row, column):
-                    with T.unroll(0, size.lanes) as v:
-                        channel = b * size.lanes + v
-                        value = x[n, tirx.min(channel, size.channels - 1), row, column]
-                        if size.channels % size.lanes:
-                            inside = channel < size.channels
-                            value = tirx.if_then_else(inside, value, T.float32(0))
+                    for v in range(size.lanes):
+                        value = _element(x, size, affine, (n, b * size.lanes, v, row, column))
                         at = [n, b, row + size.halo, column + size.halo, v]
                         T.buffer_store(y, value, at)
     return builder.get()
+
+
+def _element(x, size: FeatureMap, affine: Affine | None, at: tuple):
+    """The element of channel `first` + `lane`; 0 past the last channel."""
+    n, first, lane, row, column = at
+    if size.blocks == 1 and lane >= size.channels:
+        return T.float32(0)
+    value = x[n, tirx.min(first + lane, size.channels - 1), row, column]
+    if size.blocks > 1 and size.channels % size.lanes:
+        value = tirx.if_then_else(first + lane < size.channels, value, T.float32(0))
+    return value if affine is None else affine(value, lane)
 
 
 def unblock_channels(size: FeatureMap) -> tirx.PrimFunc:

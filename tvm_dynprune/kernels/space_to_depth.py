@@ -11,6 +11,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
 
+from tvm_dynprune.kernels.blocking import Affine
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
 
@@ -46,8 +47,13 @@ def weight_over_squares(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
     return split.transpose(0, 3, 5, 1, 2, 4).reshape(c_out, 4 * c, *sides)
 
 
-def space_to_depth(plain: tuple[int, int, int, int], size: FeatureMap) -> tirx.PrimFunc:
-    """Kernel x (N, C, H, W) → y blocked; channel (2 a + b) C + c is pixel (a, b) of a square."""
+def space_to_depth(
+    plain: tuple[int, int, int, int], size: FeatureMap, affine: Affine | None = None
+) -> tirx.PrimFunc:
+    """Kernel x (N, C, H, W) → y blocked; channel (2 a + b) C + c is pixel (a, b) of a square.
+
+    The image is normalised on the way, if asked for.
+    """
     channels, height, width = plain[1:]
     with IRBuilder() as builder:
         with T.prim_func():
@@ -61,6 +67,8 @@ def space_to_depth(plain: tuple[int, int, int, int], size: FeatureMap) -> tirx.P
                         pixel, c = divmod(lane, channels)
                         h, w = 2 * row + pixel // 2, 2 * column + pixel % 2
                         value = x[n, c, tirx.min(h, height - 1), tirx.min(w, width - 1)]
+                        if affine is not None:
+                            value = affine(value, c)
                         if height % 2 or width % 2:
                             inside = tirx.And(h < height, w < width)
                             value = tirx.if_then_else(inside, value, T.float32(0))

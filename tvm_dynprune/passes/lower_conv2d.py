@@ -145,9 +145,10 @@ def _kernel(
     weight = constant_of(composite.arguments["weight"])
     algorithm = str(composite.attribute("algorithm"))
     if algorithm == "winograd_strided":
-        x, plain = emitter.plain(composite.arguments["x"]), shape_of(composite.arguments["x"])
+        image, affine = emitter.image(composite.arguments["x"])
         weight, spec = weight_over_squares(weight, spec), conv2d_over_squares(spec)
-        x = emitter.call(space_to_depth(plain, spec.x), "space_to_depth", [x], [tensor(spec.x)])
+        kernel = space_to_depth(shape_of(image), spec.x, affine)
+        x = emitter.call(kernel, "space_to_depth", [emitter.plain(image)], [tensor(spec.x)])
     else:
         x = emitter.blocked(composite.arguments["x"])
     if algorithm in ("direct", "direct_in"):

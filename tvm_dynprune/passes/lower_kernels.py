@@ -24,7 +24,7 @@ from tvm.ir import Expr
 from tvm.relax import Var, op
 
 from tvm_dynprune.errors import NotLoweredError
-from tvm_dynprune.kernels.blocking import block_channels, unblock_channels
+from tvm_dynprune.kernels.blocking import Affine, block_channels, unblock_channels
 from tvm_dynprune.kernels.open_list import open_list
 from tvm_dynprune.passes.composite import is_composite
 from tvm_dynprune.passes.dataflow import Functions, operands, result_of, shape_of, substitute
@@ -32,6 +32,7 @@ from tvm_dynprune.passes.layout_plan import LayoutPlan, tensor
 from tvm_dynprune.passes.lower_conv2d import lower_conv2d
 from tvm_dynprune.passes.lower_window import lower_global_average, lower_window
 from tvm_dynprune.passes.merge_small_kernels import MERGEABLE
+from tvm_dynprune.passes.normalisation import normalisation_of
 
 OPAQUE = 8  # TVM's OpPatternKind
 KERNEL_CALLS = "kernel_calls"  # attribute of a lowered function: its kernels in order, with layers
@@ -143,11 +144,19 @@ class KernelEmitter:
         """The tensor in blocked layout."""
         if var not in self._blocked:
             size = self.plan.feature_map(var)
-            kernel = block_channels(size)
+            source, affine = (var, None) if size.blocks > 1 else self.image(var)
+            kernel = block_channels(size, affine)
             self._blocked[var] = self.call(
-                kernel, "block_channels", [self._plain[var]], [tensor(size)]
+                kernel, "block_channels", [self._plain[source]], [tensor(size)]
             )
         return self._blocked[var]
+
+    def image(self, var: Var) -> tuple[Var, Affine | None]:
+        """A plain tensor and what to do to it: of a normalised image, the image."""
+        found = normalisation_of(self.plan.flow, var)
+        if found is None or found.source not in self._plain:
+            return var, None
+        return found
 
     def plain(self, var: Var) -> Expr:
         """The tensor in NCHW."""
