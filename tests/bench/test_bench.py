@@ -11,9 +11,9 @@ from tvm_dynprune.bench.bench import measure_bench
 from tvm_dynprune.bench.engines import PEERS, engine_module
 from tvm_dynprune.bench.forced import Forced, Gating, compile_forced, force_gates
 from tvm_dynprune.bench.suite import page
-from tvm_dynprune.bench.suite_plot import plot_suite
 from tvm_dynprune.bench.turns import EngineError
 from tvm_dynprune.errors import ToolError
+from tvm_dynprune.report.suite_plot import plot_suite
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_against_another_engine(forced: Forced, tmp_path: Path) -> None:
     assert "## fashion_cnn" in text
     assert "| onnxruntime_masked |" in text
     assert f"| {result['mac_cut']:.1%} |" in text
-    plot_suite([result], tmp_path / "picture.svg")
+    plot_suite([result], ["onnxruntime"], tmp_path / "picture.svg")
     picture = (tmp_path / "picture.svg").read_text()
     assert "fashion_cnn" in picture
     assert "onnxruntime" in picture

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tvm_dynprune.bench.engines import PEERS
-from tvm_dynprune.bench.suite_plot import plot_suite
 from tvm_dynprune.files import write_atomic
+from tvm_dynprune.report.suite_plot import plot_suite
 
 NETWORKS = (
     "vgg16_bn",
@@ -36,7 +36,7 @@ def main(out: str, *networks: str) -> None:
                 dense = {name: result["engines"][name]["median_ms"] for name in against}
                 against = [min(dense, key=lambda name: dense[name])]
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    plot_suite(results, folder / PICTURE)
+    plot_suite(results, list(PEERS), folder / PICTURE)
     print("\n".join(page(results)))
 
 

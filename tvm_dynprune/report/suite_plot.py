@@ -10,24 +10,25 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tvm_dynprune.bench.engines import PEERS
 from tvm_dynprune.files import write_atomic
 
 OURS = "dynprune_dense"
 
 
-def plot_suite(results: Sequence[dict[str, Any]], path: Path) -> None:
+def plot_suite(results: Sequence[dict[str, Any]], peers: Sequence[str], path: Path) -> None:
     """Write the picture as SVG.
 
     Parameters
     ----------
     results
         Measurements of kind "bench" of one or more networks, each at some MAC cuts.
+    peers
+        The other engines to show, by their names in the measurements.
     """
     networks = list(dict.fromkeys(result["network"] for result in results))
     figure = Figure(figsize=(11, 4), layout="constrained")
     engines, cuts = figure.subplots(1, 2)
-    _engines(engines, [_whole(results, network) for network in networks])
+    _engines(engines, peers, [_whole(results, network) for network in networks])
     for network in networks:
         _cuts(cuts, [result for result in results if result["network"] == network])
     cuts.plot([0, 1], [1, 0], color="grey", linestyle="--", label="all of the cut realised")
@@ -46,12 +47,12 @@ def _whole(results: Sequence[dict[str, Any]], network: str) -> dict[str, Any]:
     return max(own, key=lambda result: len(result["engines"]))
 
 
-def _engines(axes: Axes, results: Sequence[dict[str, Any]]) -> None:
+def _engines(axes: Axes, peers: Sequence[str], results: Sequence[dict[str, Any]]) -> None:
     """Dense latency of each engine as a multiple of ours, by network."""
-    width = 0.8 / len(PEERS)
-    for i, peer in enumerate(PEERS):
+    width = 0.8 / len(peers)
+    for i, peer in enumerate(peers):
         bars = [
-            (at + (i - (len(PEERS) - 1) / 2) * width, one["engines"][peer]["median_ms"])
+            (at + (i - (len(peers) - 1) / 2) * width, one["engines"][peer]["median_ms"])
             for at, one in enumerate(results)
             if peer in one["engines"]
         ]
