@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fit the [cost] table of a SoC profile to timings of this machine; prints the table.
 
-Times direct and Winograd kernels over layers and open fractions, with weights that come from beyond
-the caches as they do in a network, and solves for the non-negative costs that explain the times
-best, relative errors weighing alike. Run it on a quiet machine: python scripts/fit_cost.py
+Times direct and Winograd kernels over layers and open fractions, with weights that come from memory
+as those of large networks do, and from the last-level cache, and solves for the non-negative costs
+that explain the times best, relative errors weighing alike. Run it on a quiet machine:
+python scripts/fit_cost.py
 """
 
 import itertools
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import tvm
@@ -28,7 +29,8 @@ LAYERS = ((64, 56), (64, 32), (128, 28), (128, 16), (256, 14), (256, 8), (512, 7
 OPEN = (1.0, 0.5, 0.25)
 ALGORITHMS = ("direct", "winograd_2", "winograd_4")
 VISITS = ("all", "blocks", "gather")  # what has no gates, and groups above and below the lanes
-COLD_MIB = 96  # of weights that are gone through in turns
+# Weights that are gone through in turns: by whether they are to be in the last-level cache, MiB.
+IN_TURNS_MIB = {False: 96, True: 12}
 
 
 def main() -> None:
@@ -36,9 +38,9 @@ def main() -> None:
     soc = load_soc("host")
     rows, times = [], []
     with pinned(1):
-        for (channels, size), algorithm, visit in track(list(_cases()), "timing kernels"):
-            for fraction, time_ns in _times(soc, channels, size, algorithm, visit).items():
-                rows.append(_features(soc, channels, size, algorithm, visit, fraction))
+        for (channels, size), *case in track(list(_cases()), "timing kernels"):
+            for fraction, time_ns in _times(soc, channels, size, *case).items():
+                rows.append(_features(soc, channels, size, *case, fraction))
                 times.append(time_ns)
     matrix, times = np.array(rows), np.array(times)
     solution, _ = nnls(matrix / times[:, None], np.ones(len(times)))
@@ -50,24 +52,28 @@ def main() -> None:
         print(f"{field.name} = {value / fma:.1f}")
 
 
-def _cases() -> Iterator[tuple[tuple[int, int], str, str]]:
-    for layer, algorithm, visit in itertools.product(LAYERS, ALGORITHMS, VISITS):
-        if algorithm == "direct" or visit != "gather":
-            yield layer, algorithm, visit
+def _cases() -> Iterator[tuple[tuple[int, int], str, str, bool]]:
+    """Layer, algorithm, visit, and whether weights come from the last-level cache."""
+    for case in itertools.product(LAYERS, ALGORITHMS, VISITS, (False, True)):
+        _, algorithm, visit, cached = case
+        if visit != "gather" or (algorithm == "direct" and not cached):
+            yield case
 
 
 def _features(
-    soc: Soc, channels: int, size: int, algorithm: str, visit: str, fraction: float
+    soc: Soc, channels: int, size: int, algorithm: str, visit: str, cached: bool, fraction: float
 ) -> list[float]:
     """How often multiply-adds, transforms and weights occur: the cost is linear in its terms."""
 
     def cost(*values: float) -> float:
         given = Cost(*values)
+        if cached:
+            given = replace(given, weight=given.cached_weight)
         open_in, blocks = channels * fraction, channels / soc.lanes * fraction
         if algorithm == "direct":
             more = gather_cost(open_in, blocks, (3, 3), given) if visit == "gather" else 0
             return direct_cost(open_in, blocks, size * size, (3, 3), given) + more
-        plane = WinogradPlane(size, size, int(algorithm[-1]), 3, gated=visit != "all")
+        plane = WinogradPlane(size, size, int(algorithm[-1]), 3, visit != "all", cached)
         return winograd_cost(open_in, blocks, plane, soc.lanes, given)
 
     units = np.eye(len(fields(Cost)))
@@ -75,8 +81,10 @@ def _features(
     return [base, *(cost(*unit) - base for unit in units)]
 
 
-def _times(soc: Soc, channels: int, size: int, algorithm: str, visit: str) -> dict[float, float]:
-    """Open fraction → ns of the kernel, or kernels."""
+def _times(
+    soc: Soc, channels: int, size: int, algorithm: str, visit: str, cached: bool
+) -> dict[float, float]:
+    """Open fraction → ns of the kernel, or kernels; none of weights too large for the cache."""
     image = FeatureMap(1, channels, size, size, soc.lanes, 1)
     gathers = visit == "gather"
     spec = Conv2d(
@@ -99,18 +107,20 @@ def _times(soc: Soc, channels: int, size: int, algorithm: str, visit: str) -> di
         inner = spec.reduction.weight_shape
         shape = (*inner, channels) if gathers else (image.blocks, *inner, soc.lanes)
     else:
-        winograd = Winograd(spec, int(algorithm[-1]))
+        winograd = Winograd(spec, int(algorithm[-1]), cached)
         u = tensor(np.zeros(winograd.transformed_shape, "float32"))
         stages = [_compiled(soc, winograd_input(winograd))]
         kernel = _compiled(soc, winograd_conv2d(winograd))
         shape = winograd.weight_shape
-    copies = max(1, COLD_MIB * 2**20 // (4 * int(np.prod(shape))))
-    weights = [tensor(np.zeros(shape, "float32")) for _ in range(min(copies, 64))]
+    copies = IN_TURNS_MIB[cached] * 2**20 // (4 * int(np.prod(shape)))
+    if copies == 0 and cached:
+        return {}
+    weights = [tensor(np.zeros(shape, "float32")) for _ in range(min(max(1, copies), 64))]
     result = {}
     for fraction in OPEN if visit != "all" else (1.0,):
         lists = _lists(channels if gathers else image.blocks, fraction) if visit != "all" else ()
         samples = []
-        for weight in (weights * 9)[: max(9, len(weights))]:
+        for weight in (weights * 9)[: max(9, 3 * len(weights))]:
             before = sum(_once(stage, x, *lists, u) for stage in stages)
             samples.append(before + _once(kernel, u, weight, *lists, *lists, y))
         result[fraction] = float(np.median(samples)) * 1e9

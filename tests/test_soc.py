@@ -38,6 +38,7 @@ mcpu = "cortex-a53"
 [cost]
 transform = 2.0
 weight = 8
+cached_weight = 1
 weight_transform = 4
 gather = 16
 """
@@ -160,7 +161,7 @@ def test_a_profile_is_read_whole(profile):
         l1d_kib=32,
         l2_kib=512,
         l3_kib=0,
-        cost=Cost(2.0, 8.0, 4.0, 16.0),
+        cost=Cost(2.0, 8.0, 1.0, 4.0, 16.0),
     )
 
 
@@ -191,7 +192,7 @@ def test_a_soc_does_not_change(profile):
         (
             "weight = 8",
             "weights = 8",
-            r"unknown key cost\.weights; known are transform, weight, weight_transform, gather",
+            r"unknown key cost\.weights; known are transform, weight, cached_weight, weight_transform, gather",
         ),
         ("cores = 2", "cores =", r"board\.toml: not a TOML file"),
     ],

@@ -46,7 +46,9 @@ class Cost:
     transform: float
     """One vector of Winograd's transformed input or output."""
     weight: float
-    """Bringing one vector of weights to the core."""
+    """Bringing one vector of weights to the core from memory."""
+    cached_weight: float
+    """The same from the last-level cache, where a small network's weights stay."""
     weight_transform: float
     """One vector of Winograd's weights, transformed where it is used."""
     gather: float

@@ -59,9 +59,9 @@ def convolution(
     return replace(spec, **changes)
 
 
-def check(spec: Conv2d, m: int, kind: str = "open") -> None:
+def check(spec: Conv2d, m: int, kind: str = "open", *, cached: bool = False) -> None:
     """Run both kernels and compare every open block; closed ones must stay as they were."""
-    x_map, y_map, winograd = spec.x, spec.y, Winograd(spec, m)
+    x_map, y_map, winograd = spec.x, spec.y, Winograd(spec, m, cached)
     x = random(x_map.batch, x_map.channels, x_map.height, x_map.width)
     weight = random(y_map.channels, x_map.channels, *spec.kernel, seed=1)
     bias = random(y_map.channels, seed=2)
@@ -134,6 +134,16 @@ def test_padding_and_a_halo_that_others_need(m: int, pad: int, halo: int) -> Non
 def test_open_sets(m: int, kind: str, batch: int, sides: str) -> None:
     spec = convolution(batch=batch, channels=(24, 32), open_in=sides != "out")
     check(replace(spec, visit="all" if sides == "in" else "blocks"), m, kind)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("unit_in", [2, LANES])
+@pytest.mark.parametrize("visit", ["all", "blocks"])
+def test_cached_weights_are_transformed_at_compile_time(m, unit_in, visit) -> None:
+    spec = convolution(open_in=True, unit_in=unit_in, visit=visit)
+    assert Winograd(spec, m, cached=True).packs_transformed
+    assert not Winograd(spec, m).packs_transformed
+    check(spec, m, "mixed", cached=True)
 
 
 @pytest.mark.parametrize("m", [2, 4])

@@ -20,13 +20,14 @@ from tvm_dynprune.passes.lower_kernels import LowerKernels, check_lowered
 from tvm_dynprune.soc import Cost, load_soc
 
 LANES, REGISTERS = 8, 16
-COST = Cost(transform=2.0, weight=8.0, weight_transform=2.0, gather=20.0)
+COST = Cost(transform=2.0, weight=8.0, cached_weight=1.0, weight_transform=2.0, gather=20.0)
+NO_CACHE = 0  # KiB
 LOWERINGS = ("dense", "if", "indexed")
 
 
 def chosen(graph: tvm.IRModule, lowering: str, algorithm: str = "direct") -> tvm.IRModule:
     """The graph with its kernels fused and annotated; `algorithm` for those that it can compute."""
-    choose = ChooseAlgorithm(LANES, COST)
+    choose = ChooseAlgorithm(LANES, COST, NO_CACHE)
     mod = sequence(FuseKernels(), AnnotateOpen(), ChooseLowering(lowering), choose)(graph)
     functions = dict(mod.functions_items())
     for global_var, func in functions.items():
@@ -108,7 +109,7 @@ def test_a_strided_first_layer_is_computed_over_squares(kernel, padding, shape):
         return g.relu(y)
 
     def chosen_lanes(mod):
-        choose = ChooseAlgorithm(16, COST)
+        choose = ChooseAlgorithm(16, COST, NO_CACHE)
         return sequence(FuseKernels(), AnnotateOpen(), ChooseLowering("dense"), choose)(mod)
 
     graph = Graph.build(body, shape)

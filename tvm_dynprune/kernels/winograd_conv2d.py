@@ -38,24 +38,27 @@ _WORTH_THREADS = 512  # tiles of input, a few of which take a microsecond
 _MOST_TILES = 64  # whose products stay in the nearest caches
 
 
-def packs_transformed(tiles: int, gated: bool) -> bool:
+def packs_transformed(tiles: int, gated: bool, cached: bool) -> bool:
     """Whether weights are transformed at compile time.
 
-    Not where an image needs a part of them for few tiles: fetching that part from memory is what
-    takes the time, and it is 9 values before the transform and 16 or 36 after it.
+    Not where an image needs a part of them for few tiles, and they are not `cached`: fetching that
+    part from memory is what takes the time, and it is 9 values before the transform and 16 or 36
+    after it.
     """
-    return not gated or tiles > _MOST_TILES
+    return not gated or cached or tiles > _MOST_TILES
 
 
 @dataclass(frozen=True)
 class Winograd:
     """An r x r convolution with steps of 1, by whole blocks; the side `m` of its tiles.
 
-    `m` and r are 2 and 3, 4 and 3, or 3 and 4.
+    `m` and r are 2 and 3, 4 and 3, or 3 and 4. `cached` says that the network's weights stay in
+    the caches from one input to the next.
     """
 
     conv: Conv2d
     m: int
+    cached: bool = False
 
     @property
     def side(self) -> int:
@@ -85,7 +88,8 @@ class Winograd:
     @property
     def packs_transformed(self) -> bool:
         """Whether weights are transformed at compile time; see `packs_transformed`."""
-        return packs_transformed(self.tiles, self.conv.open_in or self.conv.visit != "all")
+        gated = self.conv.open_in or self.conv.visit != "all"
+        return packs_transformed(self.tiles, gated, self.cached)
 
     @property
     def by_channel(self) -> bool:

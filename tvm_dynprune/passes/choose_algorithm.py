@@ -12,13 +12,15 @@
 ====================  ==============================================================================
 
 The cheapest by `kernel_cost` is taken, at the open fractions that calibration measured, or half of
-what gates may close. The costs stand in ``costs``, for ``--explain``.
+what gates may close. Weights that stay in the last-level cache from one input to the next, as
+those of small networks do, cost less than what comes from memory. The costs stand in
+``costs``, for ``--explain``.
 Needs ChooseLowering before it; feeds LowerKernels.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tvm
 from tvm import relax
@@ -47,6 +49,8 @@ class ChooseAlgorithm:
         float32 lanes of a vector register of the target.
     cost
         Of the target's kernels.
+    cache_kib
+        Of the target's last level.
     open_products
         Layer name → mean of open_in * open_out over calibration inputs, between 0 and 1.
     winograd
@@ -57,24 +61,31 @@ class ChooseAlgorithm:
         self,
         lanes: int,
         cost: Cost,
+        cache_kib: int,
         open_products: Mapping[str, float] | None = None,
         *,
         winograd: bool = True,
     ) -> None:
-        self.lanes, self.cost, self.winograd = lanes, cost, winograd
+        self.lanes, self.cost, self.cache_kib = lanes, cost, cache_kib
+        self.winograd = winograd
         self.open_products = dict(open_products or {})
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         functions = dict(mod.functions_items())
+        cached = weights_kib(mod) <= self.cache_kib / 2  # the other half is for all else
         for global_var, func in functions.items():
             if is_composite(func) and func.attrs["Composite"] == PREFIX + "conv2d":
                 if "algorithm" not in func.attrs:
-                    costs = self._costs(func)
-                    func = func.with_attr("algorithm", min(costs, key=lambda name: costs[name]))
-                    functions[global_var] = func.with_attr("costs", json.dumps(costs))
+                    costs = self._costs(func, cached)
+                    chosen = {
+                        "algorithm": min(costs, key=lambda name: costs[name]),
+                        "costs": json.dumps(costs),
+                        "weights_cached": int(cached),
+                    }
+                    functions[global_var] = func.with_attrs(chosen)
         return tvm.IRModule(functions, attrs=mod.attrs)
 
-    def _costs(self, func: relax.Function) -> dict[str, float]:
+    def _costs(self, func: relax.Function, cached: bool) -> dict[str, float]:
         """Expected cost of each algorithm that can compute the convolution."""
         roles = [str(role) for role in func.attrs["roles"]]
         c_out, c_in, *kernel = shape_of(func.params[roles.index("weight")])
@@ -83,6 +94,8 @@ class ChooseAlgorithm:
         gathers = self._gathers(func, roles)
         channels, all_blocks = c_in * open_in, -(-c_out // self.lanes)
         pixels, cost = height * width, self.cost
+        if cached:
+            cost = replace(cost, weight=cost.cached_weight)
         costs = {"direct": direct_cost(channels, all_blocks * open_out, pixels, kernel, cost)}
         if gathers:
             costs["direct"] += gather_cost(channels, all_blocks * open_out, kernel, cost)
@@ -95,7 +108,8 @@ class ChooseAlgorithm:
         for name, side in self._winograd(func, c_in):
             each = channels if name != "winograd_strided" else 4 * channels
             m = tile_side(name, side)
-            plane = WinogradPlane(height, width, m, side, any(gated[: 1 if gathers else 2]))
+            listed = any(gated[: 1 if gathers else 2])
+            plane = WinogradPlane(height, width, m, side, listed, cached)
             costs[name + suffix] = winograd_cost(each, blocks, plane, self.lanes, cost)
         return costs
 
@@ -133,6 +147,18 @@ class ChooseAlgorithm:
         """Whether going by the open output channels means to put vectors together."""
         unit = int(func.attrs["open_unit"])
         return "open_out" in roles and _is_indexed(func) and unit % self.lanes != 0
+
+
+def weights_kib(mod: tvm.IRModule) -> float:
+    """Size of all layers' weights, as transformed for the largest tiles where they can be."""
+    sizes = {}
+    for func in mod.functions.values():
+        if is_composite(func) and func.attrs["Composite"] == PREFIX + "conv2d":
+            roles = [str(role) for role in func.attrs["roles"]]
+            shape = shape_of(func.params[roles.index("weight")])
+            points = 36 if shape[2:] == (3, 3) else shape[2] * shape[3]
+            sizes[str(func.attrs["layer"])] = 4 * shape[0] * shape[1] * points / 1024
+    return sum(sizes.values())
 
 
 def _is_indexed(func: relax.Function) -> bool:

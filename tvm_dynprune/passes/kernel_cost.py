@@ -37,6 +37,8 @@ class WinogradPlane:
         Sides of a tile and of the kernel.
     gated
         Whether channels go by lists.
+    cached
+        Whether the network's weights stay in the caches.
     """
 
     height: int
@@ -44,6 +46,7 @@ class WinogradPlane:
     m: int
     r: int
     gated: bool
+    cached: bool = False
 
     @property
     def tiles(self) -> int:
@@ -61,7 +64,7 @@ def winograd_cost(
 ) -> float:
     """Cost of a Winograd convolution of `channels_in` open channels, transforms included."""
     tiles, points = plane.tiles, plane.points
-    if packs_transformed(tiles, plane.gated):
+    if packs_transformed(tiles, plane.gated, plane.cached):
         weights = points * cost.weight
     else:
         weights = plane.r**2 * cost.weight + points * cost.weight_transform

@@ -154,7 +154,8 @@ def _kernel(
     if algorithm in ("direct", "direct_in"):
         kernel, packed = direct_conv2d(spec), pack_direct_weight(weight, spec)
     else:
-        winograd = Winograd(spec, tile_side(algorithm, spec.kernel[0]))
+        cached = bool(composite.attribute("weights_cached", 0))
+        winograd = Winograd(spec, tile_side(algorithm, spec.kernel[0]), cached)
         transformed = [relax.TensorType(winograd.transformed_shape, "float32")]
         name = f"winograd_input_{composite.layer}"
         by_block = lists_in

@@ -60,9 +60,10 @@ def choose_passes(
 
     A lowering that was asked for by name comes with direct convolutions, `auto` with the fastest.
     """
+    cache_kib = max(soc.l2_kib, soc.l3_kib)
     return [
         ChooseLowering(lowering, open_products),
-        ChooseAlgorithm(soc.lanes, soc.cost, open_products, winograd=lowering == "auto"),
+        ChooseAlgorithm(soc.lanes, soc.cost, cache_kib, open_products, winograd=lowering == "auto"),
     ]
 
 
