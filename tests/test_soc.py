@@ -192,7 +192,8 @@ def test_a_soc_does_not_change(profile):
         (
             "weight = 8",
             "weights = 8",
-            r"unknown key cost\.weights; known are transform, weight, cached_weight, weight_transform, gather",
+            r"unknown key cost\.weights; known are transform, weight, cached_weight, "
+            r"weight_transform, gather",
         ),
         ("cores = 2", "cores =", r"board\.toml: not a TOML file"),
     ],
