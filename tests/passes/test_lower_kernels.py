@@ -154,6 +154,38 @@ def test_kernels_of_each_lowering(lowering, kernels):
     assert called(after) == [*gate, *kernels, "unblock_channels"]
 
 
+def three_parts(g: Graph, x, *, also_added: bool = False):
+    """A concatenation of a gated part, a pooled part, and a part of another gate."""
+    left = g.times(g.conv(x, 16, name="left"), g.gate(x, 16, 8, name="a"))
+    pooled = g.emit(op.nn.max_pool2d(x := g.conv(x, 16, 1), (3, 3), (1, 1), (1, 1)), "pool")
+    right = g.times(g.conv(x, 24, 1, name="right"), g.gate(x, 24, 8, name="b"))
+    last = g.conv(g.concat(left, pooled, right), 16, name="last")
+    return g.add(last, pooled) if also_added else last
+
+
+@pytest.mark.parametrize(("algorithm", "batch"), [("direct", 1), ("direct", 3), ("winograd_4", 3)])
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_a_concatenation_is_computed_in_place(lowering, batch, algorithm):
+    graph, x = Graph.build(three_parts, (batch, 16, 6, 6)), random_x(batch)
+    mod = lowered(graph, lowering, algorithm)
+    assert "R.concat((conv2d" not in mod["main"].script()
+    network = machine(mod)
+    results(network, np.full_like(x, np.nan))  # leaves NaN in the memory that is used next
+    for got, wanted in zip(results(network, x), run(graph, x), strict=True):
+        assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_a_part_that_others_read_is_concatenated():
+    def body(g, x):
+        return three_parts(g, x, also_added=True)
+
+    graph, x = Graph.build(body, (1, 16, 6, 6)), random_x(1)
+    mod = lowered(graph, "indexed")
+    assert "R.concat((conv2d" in mod["main"].script()
+    for got, wanted in zip(results(machine(mod), x), run(graph, x), strict=True):
+        assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
 def test_tensors_stay_blocked_between_kernels():
     graph = Graph.build(CASES["inverted_residual"].body, (1, 16, 6, 6))
     names = called(lowered(graph, "indexed"))

@@ -96,7 +96,7 @@ def conv2d_closed(spec: Conv2d) -> tirx.PrimFunc:
             builder = Conv2dBuilder(spec)
             if spec.residual is not None:
                 builder.residual = spec.residual.argument("residual")
-            builder.y = y.argument("y")
+            builder.y = y.part_of(y.argument("y"))
             with T.serial(0, y.batch) as n, T.parallel(0, y.blocks) as block:
                 builder.fill_block(n, block)
     return ir.get()
@@ -155,9 +155,10 @@ class Conv2dBuilder:
             length = y.blocks if spec.visit == "blocks" else y.channels
             self.list_out = T.arg("list_out", T.buffer((y.batch, length), "int32"))
             self.count_out = T.arg("count_out", T.buffer((y.batch,), "int32"))
-        self.y = y.argument("y")
+        whole = y.argument("y")
         if spec.visit == "group":
             self.group = T.cast(T.arg("group", T.int64()), "int32")
+        self.y = y.part_of(whole)
 
     def sample(self, n) -> None:
         """Emit the visit of one sample's output channels, by blocks."""

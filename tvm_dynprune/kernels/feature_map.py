@@ -9,13 +9,18 @@ convolution needs no padding.
 
 from dataclasses import dataclass
 
+import numpy as np
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import Buffer
 
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """Logical size and blocked layout of one activation tensor."""
+    """Logical size and blocked layout of one activation tensor, or of some channels of one.
+
+    An operand of a concatenation is computed where the concatenation will be: `blocks_before` and
+    `blocks_behind` count that tensor's other blocks.
+    """
 
     batch: int
     channels: int
@@ -23,6 +28,8 @@ class FeatureMap:
     width: int
     lanes: int
     halo: int = 0
+    blocks_before: int = 0
+    blocks_behind: int = 0
 
     @property
     def blocks(self) -> int:
@@ -31,13 +38,28 @@ class FeatureMap:
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
-        """Shape of the buffer: (N, blocks, H + 2 halo, W + 2 halo, lanes)."""
+        """Shape of the whole tensor: (N, blocks, H + 2 halo, W + 2 halo, lanes)."""
         rows, columns = self.height + 2 * self.halo, self.width + 2 * self.halo
-        return (self.batch, self.blocks, rows, columns, self.lanes)
+        blocks = self.blocks_before + self.blocks + self.blocks_behind
+        return (self.batch, blocks, rows, columns, self.lanes)
 
     def argument(self, name: str) -> Buffer:
-        """Declare the tensor as the next parameter of the kernel being built."""
+        """Declare the whole tensor as the next parameter of the kernel being built."""
         return T.arg(name, T.buffer(self.shape, "float32"))
+
+    def part_of(self, whole: Buffer) -> Buffer:
+        """What `argument` declared, without the blocks before and behind."""
+        if self.blocks_before == self.blocks_behind == 0:
+            return whole
+        _, blocks, *inner = self.shape
+        strides = [int(np.prod(inner[i:])) for i in range(len(inner) + 1)]
+        return T.decl_buffer(
+            (self.batch, self.blocks, *inner),
+            "float32",
+            data=whole.data,
+            strides=[blocks * strides[0], *strides],
+            elem_offset=self.blocks_before * strides[0],
+        )
 
 
 def zero_halo(y: Buffer, size: FeatureMap, n, block) -> None:

@@ -107,7 +107,7 @@ class _Builder:
         if spec.listed:
             self.list_out = T.arg("list_out", T.buffer((y.batch, y.blocks), "int32"))
             self.count_out = T.arg("count_out", T.buffer((y.batch,), "int32"))
-        self.y = y.argument("y")
+        self.y = y.part_of(y.argument("y"))
 
     def _block(self, n, block) -> None:
         for rows, columns in product(self._regions(0), self._regions(1)):

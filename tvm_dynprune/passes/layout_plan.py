@@ -35,6 +35,7 @@ class LayoutPlan:
                 for operand in operands(binding.value):
                     self._leader[self._lead(operand)] = self._lead(binding.var)
         self._halo = self._halos()
+        self._holder = self._holders()
         fields = operands(result_of(func))
         # What ExposeGates adds to the results is no result of the network.
         self._results = set(fields[: int((func.attrs or {}).get("num_outputs", len(fields)))])
@@ -43,7 +44,37 @@ class LayoutPlan:
         """The blocked layout of a tensor (N, C, H, W)."""
         shape = shape_of(var)
         lanes = min(self.lanes, shape[1]) if self._feeds_convolutions(var) else self.lanes
-        return FeatureMap(*shape, lanes, self._halo.get(self._lead(var), 0))
+        before, behind = self._blocks_around(var)
+        return FeatureMap(*shape, lanes, self._halo.get(self._lead(var), 0), before, behind)
+
+    def holder(self, var: Var) -> Var:
+        """In whose tensor `var` is computed: its concatenation's, or its own."""
+        return self._holder.get(var, var)
+
+    def _blocks_around(self, var: Var) -> tuple[int, int]:
+        """Blocks before and behind `var` in the tensor that holds it."""
+        if var not in self._holder:
+            return 0, 0
+        parts = self.flow.value(self._holder[var]).args[0].fields
+        blocks = [shape_of(part)[1] // self.lanes for part in parts]
+        at = next(i for i, part in enumerate(parts) if part.same_as(var))
+        return sum(blocks[:at]), sum(blocks[at + 1 :])
+
+    def _holders(self) -> dict[Var, Var]:
+        """Operand → concatenation, of concatenations of what kernels compute for nobody else."""
+        holders = {}
+        for binding in self.flow.bindings:
+            if binding.var in self.blocked and op_name(binding.value) == "concat":
+                parts = list(binding.value.args[0].fields)
+                if len(set(parts)) == len(parts) and all(map(self._is_read_once, parts)):
+                    holders |= dict.fromkeys(parts, binding.var)
+        return holders
+
+    def _is_read_once(self, var: Var) -> bool:
+        composite = self.composites.get(var)
+        if composite is None or composite.kind == "global_average":
+            return False
+        return self.flow.only_user(var) is not None
 
     def _feeds_convolutions(self, var: Var) -> bool:
         """Whether a plain tensor, as an image is, is read by convolutions only.
@@ -63,6 +94,8 @@ class LayoutPlan:
     def fills(self, var: Var) -> bool:
         """Whether what computes `var` must write zeros into the channels it leaves out."""
         if var not in self._filled:
+            if var in self._holder:
+                return self.fills(self._holder[var])
             users = self.flow.users.get(var, [])
             reads_all = any(not self._goes_by_list(var, user) for user in users)
             self._filled[var] = var in self.flow.outputs or reads_all
@@ -115,7 +148,8 @@ class LayoutPlan:
         if name == "add":
             return len(value.args) == len(variables) and _same_shapes(variables)
         if name == "concat" and int(value.attrs.axis) == 1:
-            return all(shape_of(var)[1] % self.lanes == 0 for var in variables)
+            parts = value.args[0].fields
+            return all(isinstance(p, Var) and shape_of(p)[1] % self.lanes == 0 for p in parts)
         return False
 
     def _lead(self, var: Var) -> Var:

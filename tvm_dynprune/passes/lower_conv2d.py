@@ -60,7 +60,7 @@ def lower_conv2d(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
         return _indexed(emitter, var, composite, spec)
     if lowering == "if" and "open_out" in composite.arguments:
         return _conditional(emitter, var, composite, spec)
-    return _call(emitter, composite, spec, [], [])
+    return _call(emitter, var, composite, spec, [], [])
 
 
 def _spec(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Conv2d:
@@ -123,19 +123,19 @@ def _indexed(emitter: KernelEmitter, var: Var, composite: CompositeCall, spec: C
         scale = spec.scale and not composite.attribute("binary_scale", 0)
         visit = "blocks" if by_block else "gather"
         spec = replace(spec, visit=visit, unit=unit, fill=fill, scale=scale)
-    return _call(emitter, composite, spec, lists_in, lists_out)
+    return _call(emitter, var, composite, spec, lists_in, lists_out)
 
 
 def _call(
     emitter: KernelEmitter,
+    var: Var,
     composite: CompositeCall,
     spec: Conv2d,
     lists_in: list[Expr],
     lists_out: list[Expr],
 ) -> Var:
     kernel, arguments = _kernel(emitter, composite, spec, lists_in)
-    out = [tensor(spec.y)]
-    return emitter.call(kernel, f"conv2d_{composite.layer}", [*arguments, *lists_out], out)
+    return emitter.compute(var, kernel, f"conv2d_{composite.layer}", [*arguments, *lists_out])
 
 
 def _kernel(
@@ -200,7 +200,7 @@ def _conditional(emitter: KernelEmitter, var: Var, composite: CompositeCall, spe
     )
     out = tensor(spec.y)
     residual = [] if spec.residual is None else [emitter.blocked(composite.arguments["residual"])]
-    y = emitter.call(conv2d_closed(spec), "conv2d_closed", residual, [out])
+    y = emitter.compute(var, conv2d_closed(spec), "conv2d_closed", residual)
     kernel, arguments = _kernel(emitter, composite, spec, [])
     global_var = emitter.add(kernel, f"conv2d_{composite.layer}")
     for group in range(groups):

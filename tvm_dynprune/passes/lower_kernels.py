@@ -118,7 +118,9 @@ class KernelEmitter:
                 "conv2d": lower_conv2d,
                 "global_average": lower_global_average,
             }.get(composite.kind, lower_window)
-            self._blocked[var] = lower(self, var, composite)
+            self._blocked[self.plan.holder(var)] = lower(self, var, composite)
+        elif var in self._blocked:
+            pass  # a concatenation whose parts were computed in its place
         elif var in self.plan.blocked:
             mapping = {operand: self.blocked(operand) for operand in operands(value)}
             self._blocked[var] = self.builder.emit(substitute(value, mapping), var.name)
@@ -131,6 +133,17 @@ class KernelEmitter:
         global_var = self.add(kernel, name)
         types = out[0] if len(out) == 1 else out
         return self.builder.emit(relax.call_tir(global_var, arguments, types), name)
+
+    def compute(self, var: Var, kernel: tvm.tirx.PrimFunc, name: str, arguments: list[Expr]) -> Var:
+        """Emit the call of the kernel that computes `var`, in the tensor that holds it."""
+        out = tensor(self.plan.feature_map(var))
+        whole = self._blocked.get(self.plan.holder(var))
+        if whole is None:
+            return self.call(kernel, name, arguments, [out])
+        call = relax.call_tir_inplace(
+            self.add(kernel, name), [*arguments, whole], [len(arguments)], out
+        )
+        return self.builder.emit(call, name)
 
     def add(self, kernel: tvm.tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
         """Add a kernel to the module; TVM must not fuse it with what stands around it."""

@@ -54,9 +54,8 @@ def lower_window(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
         arguments.append(relax.const(pack_channels(bias, spec.y)))
     if spec.scale:
         arguments.append(emitter.plain(given["scale"]))
-    out = [relax.TensorType(spec.y.shape, "float32")]
     name = f"{composite.kind}_{composite.layer}"
-    return emitter.call(window(spec), name, [*arguments, *lists], out)
+    return emitter.compute(var, window(spec), name, [*arguments, *lists])
 
 
 def lower_global_average(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Var:
