@@ -84,7 +84,6 @@ class Case:
             open_in=self.open_in,
             unit_in=self.unit_in,
             visit=self.visit,
-            unit=self.unit,
             group_blocks=self.group_blocks,
             fill=self.fill,
             registers=self.registers,

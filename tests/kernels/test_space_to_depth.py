@@ -16,12 +16,9 @@ from tvm_dynprune.kernels.space_to_depth import (
     space_to_depth,
     weight_over_squares,
 )
-from tvm_dynprune.kernels.winograd_conv2d import (
-    Winograd,
-    pack_winograd_weight,
-    winograd_conv2d,
-    winograd_input,
-)
+from tvm_dynprune.kernels.winograd import Winograd, pack_winograd_weight
+from tvm_dynprune.kernels.winograd_conv2d import winograd_conv2d
+from tvm_dynprune.kernels.winograd_input import winograd_input
 
 LANES, CHANNELS = 16, 20
 

@@ -22,12 +22,9 @@ from tests.kernels.util import (
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
 from tvm_dynprune.kernels.feature_map import FeatureMap
-from tvm_dynprune.kernels.winograd_conv2d import (
-    Winograd,
-    pack_winograd_weight,
-    winograd_conv2d,
-    winograd_input,
-)
+from tvm_dynprune.kernels.winograd import Winograd, pack_winograd_weight
+from tvm_dynprune.kernels.winograd_conv2d import winograd_conv2d
+from tvm_dynprune.kernels.winograd_input import winograd_input
 
 LANES = 8
 # Of the scale: the transforms of F(4 x 4) subtract numbers ten times as large as their difference.
@@ -68,14 +65,14 @@ def check(spec: Conv2d, m: int, kind: str = "open", *, cached: bool = False) -> 
     scale = random(y_map.batch, y_map.channels, 1, 1, seed=3)
     residual = random(y_map.batch, y_map.channels, y_map.height, y_map.width, seed=4)
     open_in = open_channels(kind if spec.open_in else "open", len(x), x_map.channels, spec.unit_in)
+    unit_out = 1 if spec.visit == "gather" else LANES
     open_out = open_channels(
-        kind if spec.visit == "blocks" else "open", len(x), y_map.channels, LANES, seed=5
+        kind if spec.visit != "all" else "open", len(x), y_map.channels, unit_out, seed=5
     )
     clean = np.where(open_in[:, :, None, None], x, 0)
     x = np.where(open_in[:, :, None, None], x, np.nan).astype("float32")
 
-    by_block = [open_list(is_open, LANES) for is_open in (open_in, open_out)]
-    lists_in = list(by_block[0]) if spec.open_in else []
+    lists_in = list(open_list(open_in, LANES)) if spec.open_in else []
     u = np.full(winograd.transformed_shape, np.nan, "float32")
     compiled(winograd_input(winograd))(blocked(x, x_map), *lists_in, u)
 
@@ -84,7 +81,7 @@ def check(spec: Conv2d, m: int, kind: str = "open", *, cached: bool = False) -> 
     arguments += [scale] if spec.scale else []
     arguments += [] if spec.residual is None else [blocked(residual, spec.residual)]
     arguments += list(open_list(open_in, 1)) if winograd.by_channel else lists_in
-    arguments += list(by_block[1]) if spec.visit == "blocks" else []
+    arguments += list(open_list(open_out, unit_out)) if spec.visit != "all" else []
     compiled(winograd_conv2d(winograd))(*arguments, y)
 
     expected = F.conv2d(
@@ -98,7 +95,7 @@ def check(spec: Conv2d, m: int, kind: str = "open", *, cached: bool = False) -> 
     expected = expected + residual if spec.residual is not None else expected
     expected = np.where(open_out[:, :, None, None], expected, np.nan)
     assert_close(plain(y, y_map), expected.astype("float32"), TOLERANCE[m])
-    inside = open_out[:, ::LANES]
+    inside = open_out[:, ::LANES] if spec.visit != "gather" else slice(None)
     assert (halo_of(y, y_map)[inside] == 0).all()
 
 
@@ -144,6 +141,25 @@ def test_cached_weights_are_transformed_at_compile_time(m, unit_in, visit) -> No
     assert Winograd(spec, m, cached=True).packs_transformed
     assert not Winograd(spec, m).packs_transformed
     check(spec, m, "mixed", cached=True)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("size", [(4, 4), (7, 6), (31, 35)])
+@pytest.mark.parametrize("unit_in", [1, LANES])
+@pytest.mark.parametrize(
+    ("kind", "batch"), [("mixed", 1), ("mixed", 2), ("closed", 1), ("open", 1)]
+)
+def test_output_channels_that_open_one_by_one(m, size, unit_in, kind, batch) -> None:
+    channels = (24, 43)
+    spec = convolution(size, batch=batch, channels=channels, open_in=True, unit_in=unit_in)
+    check(replace(spec, visit="gather"), m, kind)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+def test_epilogue_of_channels_that_open_one_by_one(m: int) -> None:
+    residual = FeatureMap(1, 24, 7, 6, LANES, 2)
+    spec = convolution(before=Activation(), scale=True, residual=residual, visit="gather")
+    check(spec, m, "mixed")
 
 
 @pytest.mark.parametrize("m", [2, 4])

@@ -87,9 +87,12 @@ def test_winograd_computes_what_the_network_says(name, batch, algorithm):
             assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max(), lowering
 
 
-@pytest.mark.parametrize("algorithm", ["direct_in", "winograd_2_in", "winograd_4_in"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_skipping_inputs_only_computes_what_the_network_says(batch, algorithm):
+@pytest.mark.parametrize(
+    "algorithm",
+    ["direct_in", "winograd_2_in", "winograd_4_in", "direct", "winograd_2", "winograd_4"],
+)
+def test_groups_below_a_vector_compute_what_the_network_says(batch, algorithm):
     def body(g, x):
         y = g.times(g.relu(g.conv(x, 24, name="first", bias=True)), g.gate(x, 24, 3, name="a"))
         y = g.times(g.relu(g.conv(y, 16, name="second")), g.gate(y, 16, 1, name="b"))

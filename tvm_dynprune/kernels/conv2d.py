@@ -9,11 +9,12 @@ Output channels are visited in one of four ways (`Conv2d.visit`):
 ==========  ========================================================================================
 ``all``     every block of `lanes` channels
 ``blocks``  the blocks that a list names: for group sizes that are a multiple of the lanes
-``gather``  vectors put together from open channels, weights copied first: for any other group size
+``gather``  vectors put together from open channels (`GatheredVector`): for any other group size
 ``group``   the blocks of one channel group, given as a scalar: the branch of a Relax ``If``
 ==========  ========================================================================================
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from tvm.tirx import Buffer
 
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
+from tvm_dynprune.kernels.gather import GatheredVector
 from tvm_dynprune.kernels.reduction import Reduction
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, parallel
 
@@ -49,7 +51,6 @@ class Conv2d:
     open_in: bool = False  # walk a list of input channels, or of blocks of them
     unit_in: int = 1  # neighbouring input channels that open together
     visit: str = "all"
-    unit: int = 1  # gather: neighbouring channels that open together, a divisor of the lanes
     group_blocks: int = 1  # group: blocks per channel group
     fill: bool = False
     registers: int = 32
@@ -139,6 +140,10 @@ class Conv2dBuilder:
         """Emit one vector of neighbouring output channels, a part of the pixels."""
         raise NotImplementedError
 
+    def gathered(self, n, vector: GatheredVector) -> None:
+        """Emit one vector of output channels that a list names."""
+        raise NotImplementedError
+
     def _declare(self) -> None:
         spec, y = self.spec, self.spec.y
         if spec.bias:
@@ -169,12 +174,51 @@ class Conv2dBuilder:
             if spec.fill:
                 with T.parallel(self.count_out[n], y.blocks) as position:
                     self.fill_block(n, self.list_out[n, position])
+        elif spec.visit == "gather":
+            self._sample_gather(n)
         elif spec.visit == "group":
             with T.serial(0, spec.group_blocks) as b:
                 self.block(n, self.group * spec.group_blocks + b, Part())
         else:
             with parallel(y.blocks, self.parts) as (block, part):
                 self.block(n, block, part)
+
+    def _sample_gather(self, n) -> None:
+        """Threads share the vectors of open channels; what a block holds comes from several."""
+        spec, y, count = self.spec, self.spec.y, self.count_out[n]
+        with T.parallel(0, y.blocks) as block:
+            zero_halo(self.y, y, n, block)
+        with T.parallel(0, tirx.floordiv(count + self.lanes - 1, self.lanes)) as vector:
+            self.gathered(
+                n,
+                GatheredVector(self.list_out, n, vector, count, blocks=y.blocks, lanes=self.lanes),
+            )
+        if spec.fill:
+            with T.parallel(count, y.channels) as position:
+                channel = self.list_out[n, position]
+                block, lane = tirx.floordiv(channel, self.lanes), tirx.floormod(channel, self.lanes)
+                with T.grid(y.height, y.width) as (row, column):
+                    value = self.closed_value(n, block, row, column, lane)
+                    T.buffer_store(self.y, value, [n, block, row + y.halo, column + y.halo, lane])
+
+    def gathered_bias(self, vector: GatheredVector) -> Buffer:
+        """Emit the copy of a vector's biases; returns (1, lanes and more)."""
+        bias = vector.row_buffer(1)
+        with vector.gather() as (block, copy):
+            copy(bias, 0, lambda every: self.bias[block * self.lanes + every])
+        return bias
+
+    def scatter(self, n, vector: GatheredVector, values: Buffer, places: Sequence[tuple]) -> None:
+        """Emit the epilogue of the sums (places, lanes) of a gathered vector and write them."""
+        halo = self.spec.y.halo
+
+        def store(value, channel, block, lane, row, column) -> None:
+            value = self.epilogue(
+                value, n, block, lane, row, column, lambda: self.scale[n, channel, 0, 0]
+            )
+            T.buffer_store(self.y, value, [n, block, row + halo, column + halo, lane])
+
+        vector.scatter(values, places, store)
 
     def store(self, value, n, block, row, column, lane) -> None:
         """Emit the epilogue of one sum and write it; `block` is a whole vector of channels."""

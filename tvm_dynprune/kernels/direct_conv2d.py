@@ -6,8 +6,7 @@ channels and the window, so the time is proportional to open_in * open_out. Any 
 dilation, padding and channel count.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tvm import tirx
@@ -15,6 +14,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_dynprune.kernels.conv2d import Conv2d, Conv2dBuilder, ask_for
 from tvm_dynprune.kernels.feature_map import zero_halo
+from tvm_dynprune.kernels.gather import GatheredVector
 from tvm_dynprune.kernels.reduction import Step
 from tvm_dynprune.kernels.tiling import Part, Tile, tiles
 
@@ -35,9 +35,9 @@ def pack_direct_weight(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
         items = spec.reduction.list_length
         blocked = padded.reshape(spec.y.blocks, lanes, items, c_in // items, kh, kw)
         return np.ascontiguousarray(blocked.transpose(2, 0, 4, 5, 3, 1))
-    if spec.visit == "gather":
-        return np.ascontiguousarray(np.moveaxis(spec.reduction.pack(padded), 0, -1))
     blocked = padded.reshape(spec.y.blocks, lanes, c_in, kh, kw)
+    if spec.visit == "gather":
+        return np.ascontiguousarray(np.moveaxis(blocked, 1, -1))
     return np.ascontiguousarray(np.moveaxis(spec.reduction.pack(blocked), 1, -1))
 
 
@@ -57,15 +57,13 @@ class _Builder(Conv2dBuilder):
             items = spec.reduction.list_length
             shape = (items, y.blocks, *spec.kernel, spec.x.channels // items, self.lanes)
         elif spec.visit == "gather":
-            shape = (*inner, y.blocks * self.lanes)
+            shape = (y.blocks, spec.x.channels, *spec.kernel, self.lanes)
         else:
             shape = (y.blocks, *inner, self.lanes)
         self.weight = T.arg("weight", T.buffer(shape, "float32"))
 
     def sample(self, n) -> None:
-        if self.spec.visit == "gather":
-            self._sample_gather(n)
-        elif self.spec.input_outer:
+        if self.spec.input_outer:
             self._sample_input_outer(n)
         else:
             super().sample(n)
@@ -87,9 +85,10 @@ class _Builder(Conv2dBuilder):
                 value = self.bias[block * self.lanes + v] if spec.bias else T.float32(0)
                 T.buffer_store(acc, value, [t, v])
 
-        def finish(acc, t, row, column) -> None:
-            with T.vectorized(0, self.lanes) as v:
-                self.store(acc[t, v], n, block, row, column, v)
+        def finish(acc, tile: Tile, row, column) -> None:
+            for t, (i, j) in enumerate(tile.pixels):
+                with T.vectorized(0, self.lanes) as v:
+                    self.store(acc[t, v], n, block, row + i, column + j, v)
 
         def prefetch(following: tuple) -> None:
             with T.unroll(0, spec.x.lanes) as lane:
@@ -131,18 +130,18 @@ class _Builder(Conv2dBuilder):
         pixels, channels = y.height * y.width, spec.x.channels // spec.reduction.list_length
         acc = T.alloc_buffer((pixels, lanes), "float32", scope="local")
         with T.unroll(0, pixels) as t, T.vectorized(0, lanes) as v:
-            T.buffer_store(acc, sums[(*at, t, v)], [t, v])
+            T.buffer_store(acc, T.float32(0), [t, v])
         with T.serial(0, count) as k, T.grid(*spec.kernel) as (i, j), T.serial(0, channels) as c:
             item = self.list_in[n, start + k]
             channel = item * channels + c
             place = tirx.floordiv(channel, spec.x.lanes), tirx.floormod(channel, spec.x.lanes)
             for t in range(pixels):
-                x = self._input(n, Step(*place, i, j, ()), t // y.width, t % y.width)
+                x = self._input(n, Step(*place, i, j, channel, ()), t // y.width, t % y.width)
                 with T.vectorized(0, lanes) as v:
                     product = x * self.weight[item, at[1], i, j, c, v]
                     T.buffer_store(acc, acc[t, v] + product, [t, v])
         with T.unroll(0, pixels) as t, T.vectorized(0, lanes) as v:
-            T.buffer_store(sums, acc[t, v], [*at, t, v])
+            T.buffer_store(sums, sums[(*at, t, v)] + acc[t, v], [*at, t, v])
 
     def _pixels(self, n, part: Part, weight, start, finish) -> None:
         """A part of one vector of output channels, a tile of accumulators at a time."""
@@ -154,21 +153,31 @@ class _Builder(Conv2dBuilder):
                 self._tile(n, tile, row, column, weight, start, finish)
 
     def _tile(self, n, tile: Tile, row, column, weight, start, finish) -> None:
-        acc = T.alloc_buffer((tile.height * tile.width, self.lanes), "float32", scope="local")
-        with T.unroll(0, tile.height * tile.width) as t:
-            start(acc, t)
-        with self._loops(n) as step:
-            for t in range(tile.height * tile.width):
-                x = self._input(n, step, row + t // tile.width, column + t % tile.width)
+        spec, pixels = self.spec, len(tile.pixels)
+        acc = T.alloc_buffer((pixels, self.lanes), "float32", scope="local")
+        totals = acc
+        if spec.reduction.chunked:
+            totals = T.alloc_buffer((pixels, self.lanes), "float32", scope="local")
+            with T.unroll(0, pixels) as t, T.vectorized(0, self.lanes) as v:
+                T.buffer_store(acc, T.float32(0), [t, v])
+        with T.unroll(0, pixels) as t:
+            start(totals, t)
+
+        def end_chunk() -> None:
+            with T.unroll(0, pixels) as t, T.vectorized(0, self.lanes) as v:
+                T.buffer_store(totals, totals[t, v] + acc[t, v], [t, v])
+                T.buffer_store(acc, T.float32(0), [t, v])
+
+        lists = (self.list_in, self.count_in) if spec.open_in else (None, None)
+        with spec.reduction.loops(n, *lists, end_chunk, self._prefetch) as step:
+            for t, (i, j) in enumerate(tile.pixels):
+                x = self._input(n, step, row + i, column + j)
                 with T.vectorized(0, self.lanes) as v:
                     T.buffer_store(acc, acc[t, v] + x * weight(step, v), [t, v])
-        for t in range(tile.height * tile.width):
-            finish(acc, t, row + t // tile.width, column + t % tile.width)
-
-    def _loops(self, n) -> AbstractContextManager[Step]:
-        if self.spec.open_in:
-            return self.spec.reduction.loops(n, self.list_in, self.count_in, self._prefetch)
-        return self.spec.reduction.loops(n, None, None)
+        if spec.reduction.chunked:
+            with T.unroll(0, pixels) as t, T.vectorized(0, self.lanes) as v:
+                T.buffer_store(acc, acc[t, v] + totals[t, v], [t, v])
+        finish(acc, tile, row, column)
 
     def _input(self, n, step: Step, row, column):
         spec = self.spec
@@ -176,62 +185,42 @@ class _Builder(Conv2dBuilder):
         w = column * spec.stride[1] + step.kw * spec.dilation[1] + (spec.x.halo - spec.pad[1])
         return self.x[n, step.block, h, w, step.lane]
 
-    def _sample_gather(self, n) -> None:
-        spec, y = self.spec, self.spec.y
-        with T.parallel(0, y.blocks) as block:
-            zero_halo(self.y, y, n, block)
-        count = self.count_out[n]
-        with T.parallel(0, tirx.floordiv(count + self.lanes - 1, self.lanes)) as vector:
-            self._gathered_vector(n, vector, count)
-        if spec.fill:
-            with T.parallel(count, y.channels) as position:
-                channel = self.list_out[n, position]
-                block, lane = tirx.floordiv(channel, self.lanes), tirx.floormod(channel, self.lanes)
-                with T.grid(y.height, y.width) as (row, column):
-                    value = self.closed_value(n, block, row, column, lane)
-                    T.buffer_store(self.y, value, [n, block, row + y.halo, column + y.halo, lane])
-
-    def _gathered_vector(self, n, vector, count) -> None:
-        """One vector put together from open channels; the last one repeats the last channels."""
-        spec, unit = self.spec, self.spec.unit
-        pieces = self.lanes // unit
-        first = T.alloc_buffer((pieces,), "int32", scope="local")
-        with T.unroll(0, pieces) as k:
-            at = tirx.min(vector * self.lanes + k * unit, count - unit)
-            T.buffer_store(first, self.list_out[n, at], [k])
-        packed = self._gather_weight(n, first)
-        bias = T.alloc_buffer((pieces, unit), "float32", scope="local")
-        if spec.bias:
-            with T.unroll(0, pieces) as k, T.vectorized(0, unit) as u:
-                T.buffer_store(bias, self.bias[first[k] + u], [k, u])
+    def gathered(self, n, vector: GatheredVector) -> None:
+        spec, lanes = self.spec, self.lanes
+        rows = (spec.x.channels, *spec.kernel)
+        packed = vector.row_buffer(int(np.prod(rows)))
+        lists = (self.list_in, self.count_in) if spec.open_in else (None, None)
+        with (
+            vector.gather() as (block, copy),
+            spec.reduction.channels(n, *lists) as (index, channel, later),
+        ):
+            with T.grid(*spec.kernel) as (i, j):
+                ask_for(self.weight, (block, later, i, j, 0))
+            with T.grid(*spec.kernel) as (i, j):
+                row = _flat((index, i, j), rows)
+                copy(packed, row, lambda every: self.weight[block, channel, i, j, every])
+        bias = self.gathered_bias(vector) if spec.bias else None
 
         def weight(step: Step, v):
-            return packed[(*step.weight, v)]
+            return packed[_flat((step.index, step.kh, step.kw), rows), v]
 
         def start(acc, t) -> None:
-            with T.unroll(0, pieces) as k, T.vectorized(0, unit) as u:
-                T.buffer_store(acc, bias[k, u] if spec.bias else T.float32(0), [t, k * unit + u])
+            with T.vectorized(0, lanes) as v:
+                T.buffer_store(acc, T.float32(0) if bias is None else bias[0, v], [t, v])
 
-        def finish(acc, t, row, column) -> None:
-            with T.unroll(0, pieces) as k, T.vectorized(0, unit) as u:
-                block = tirx.floordiv(first[k], self.lanes)
-                lane = tirx.floormod(first[k], self.lanes) + u
-                channel = first[k] + u
-                value = self.epilogue(
-                    acc[t, k * unit + u], n, block, lane, row, column,
-                    lambda: self.scale[n, channel, 0, 0],
-                )  # fmt: skip
-                halo = spec.y.halo
-                T.buffer_store(self.y, value, [n, block, row + halo, column + halo, lane])
+        def finish(acc, tile: Tile, row, column) -> None:
+            places = [(row + i, column + j) for i, j in tile.pixels]
+            values = T.alloc_buffer((len(places), lanes), "float32")
+            with T.unroll(0, len(places)) as t, T.vectorized(0, lanes) as v:
+                T.buffer_store(values, acc[t, v], [t, v])
+            self.scatter(n, vector, values, places)
 
         self._pixels(n, Part(), weight, start, finish)
 
-    def _gather_weight(self, n, first):
-        """Copy the weights of the open input and output channels together, once per vector."""
-        unit = self.spec.unit
-        packed = T.alloc_buffer((*self.spec.reduction.weight_shape, self.lanes), "float32")
-        with self._loops(n) as step, T.unroll(0, self.lanes // unit) as k:
-            with T.vectorized(0, unit) as u:
-                value = self.weight[(*step.weight, first[k] + u)]
-                T.buffer_store(packed, value, [*step.weight, k * unit + u])
-        return packed
+
+def _flat(index: Sequence, shape: Sequence[int]):
+    """Position in row-major order."""
+    flat = index[0]
+    for i, size in zip(index[1:], shape[1:], strict=True):
+        flat = flat * size + i
+    return flat

@@ -9,6 +9,9 @@
 ``channel_outer``  channel, kh, kw: for planes of a few pixels, which have few accumulators and are
                    bound by reading weights; those of one channel stay together
 =================  =================================================================================
+
+A long sum in one accumulator rounds each product to the size that the sum has come to; `chunked`
+says where the loops stop to add what they have to a total, and start again from 0.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,6 +27,9 @@ from tvm.tirx import Buffer
 from tvm_dynprune.kernels.feature_map import FeatureMap
 
 _FEW_PIXELS = 8
+_LATER = 12  # items: what memory needs to answer
+_CHUNK = 72  # products, about, and at most twice as many; one more in a hundred for its total
+_ROWS_CHUNK = 48  # likewise, at most, of large windows
 
 
 class Step(NamedTuple):
@@ -33,6 +39,7 @@ class Step(NamedTuple):
     lane: tirx.Var
     kh: tirx.Var
     kw: tirx.Var
+    index: tirx.Var  # of the channel among those that are walked
     weight: tuple  # index into the packed weights, but for the output channel
 
 
@@ -84,40 +91,97 @@ class Reduction:
         split = moved.reshape(*weight.shape[:-3], kh, kw, -1, lanes)
         return np.moveaxis(split, -2, -4)
 
+    @property
+    def chunked(self) -> bool:
+        """Whether there is more than one chunk."""
+        if self.order == "window_outer":
+            return self._columns < self.kernel[0] * self.kernel[1]
+        return self._rows > 0 or self._items < self.list_length
+
+    @property
+    def _rows(self) -> int:
+        """Rows of the window that are one chunk of a block; 0 if whole blocks are."""
+        (kh, kw), lanes = self.kernel, self.x.lanes
+        return max(1, _ROWS_CHUNK // (kw * lanes)) if kh * kw * lanes > 2 * _CHUNK else 0
+
+    @property
+    def _columns(self) -> int:
+        """Positions of the window that are one chunk, where it is outermost."""
+        return 1 if self.x.channels >= _CHUNK else self.kernel[1]
+
+    @property
+    def _items(self) -> int:
+        """Items of the list that are one chunk."""
+        kh, kw = self.kernel
+        return max(1, _CHUNK // (kh * kw * (self.x.lanes if self.order == "blocks" else 1)))
+
     @contextmanager
     def loops(
         self,
         n: tirx.Var,
         items: Buffer | None,
         count: Buffer | None,
+        end_chunk: Callable[[], None],
         prefetch: Callable[[tuple], None] | None = None,
     ) -> Iterator[Step]:
         """Emit the loops for sample `n`, over the list `items` if there is one.
 
-        `prefetch` asks for the weights at the index that it gets, those of the next block.
+        `end_chunk` emits what follows a chunk, if it is `chunked`. `prefetch` asks for the weights
+        at the index that it gets, those of the next block.
         """
         if self.order == "blocks":
-            with self._open(n, items, count) as (block, following), T.grid(*self.kernel) as (i, j):
-                if prefetch is not None:
-                    prefetch((following, i, j))
-                with T.serial(0, self.x.lanes) as lane:
-                    yield Step(block, lane, i, j, (block, i, j, lane))
+            with self._open(n, items, count) as (at, block, later):
+                with T.serial(0, self.kernel[0]) as i:
+                    with T.serial(0, self.kernel[1]) as j:
+                        if prefetch is not None:
+                            prefetch((later, i, j))
+                        with T.serial(0, self.x.lanes) as lane:
+                            index = at * self.x.lanes + lane
+                            yield Step(block, lane, i, j, index, (block, i, j, lane))
+                    if self._rows:
+                        self._end(i, self._rows, end_chunk)
+                if not self._rows:
+                    self._end(at, self._items, end_chunk)
         elif self.order == "window_outer":
-            with T.grid(*self.kernel) as (i, j), self._open(n, items, count) as (c, _):
-                yield Step(*self._split(c), i, j, (i, j, c))
+            with T.grid(*self.kernel) as (i, j):
+                with self._open(n, items, count) as (at, c, _):
+                    yield Step(*self._split(c), i, j, at, (i, j, c))
+                self._end(j, self._columns, end_chunk)
         else:
-            with self._open(n, items, count) as (c, _), T.grid(*self.kernel) as (i, j):
-                yield Step(*self._split(c), i, j, (c, i, j))
+            with self._open(n, items, count) as (at, c, _):
+                with T.grid(*self.kernel) as (i, j):
+                    yield Step(*self._split(c), i, j, at, (c, i, j))
+                self._end(at, self._items, end_chunk)
+
+    def _end(self, position, chunk: int, end_chunk: Callable[[], None]) -> None:
+        if self.chunked:
+            with T.If(tirx.floormod(position + 1, chunk) == 0), T.Then():
+                end_chunk()
+
+    @contextmanager
+    def channels(self, n: tirx.Var, items: Buffer | None, count: Buffer | None) -> Iterator[tuple]:
+        """Emit a loop over channels: index among those walked, channel, one that comes later."""
+        lanes = self.x.lanes
+        with self._open(n, items, count, _LATER) as (at, item, later):
+            if self.order == "blocks":
+                with T.serial(0, lanes) as lane:
+                    yield at * lanes + lane, item * lanes + lane, later * lanes + lane
+            else:
+                yield at, item, later
 
     def _split(self, c: tirx.Var) -> tuple:
         lanes = self.x.lanes
         return tirx.floordiv(c, lanes), tirx.floormod(c, lanes)
 
     @contextmanager
-    def _open(self, n: tirx.Var, items: Buffer | None, count: Buffer | None) -> Iterator[tuple]:
+    def _open(
+        self, n: tirx.Var, items: Buffer | None, count: Buffer | None, ahead: int = 1
+    ) -> Iterator[tuple]:
+        """Walk the items: position, item, the item `ahead` of it."""
         if items is None or count is None:
             with T.serial(0, self.list_length) as position:
-                yield position, tirx.min(position + 1, self.list_length - 1)
+                yield position, position, tirx.min(position + ahead, self.list_length - 1)
         else:
             with T.serial(0, count[n]) as position:
-                yield items[n, position], items[n, tirx.min(position + 1, count[n] - 1)]
+                later = items[n, tirx.min(position + ahead, count[n] - 1)]
+                yield position, items[n, position], later

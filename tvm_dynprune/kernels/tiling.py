@@ -22,6 +22,11 @@ class Tile:
     row_count: int
     column_count: int
 
+    @property
+    def pixels(self) -> list[tuple[int, int]]:
+        """Row and column of each pixel of a tile, counted from the tile's first."""
+        return [(i, j) for i in range(self.height) for j in range(self.width)]
+
 
 def tiles(height: int, width: int, registers: int) -> list[Tile]:
     """Tiles that cover every pixel once: full ones, then those of the right and lower edge.

@@ -8,7 +8,7 @@
 ``winograd_strided``  F(3 x 3, 4 x 4) or F(4 x 4, 3 x 3) over squares of pixels (`space_to_depth`):
                       for 5x5 to 7x7 with steps of 2 on few channels
 ``<algorithm>_in``    the same, but skipping input channels only; where output channels open by
-                      less than a vector, whose weights `direct` gathers
+                      less than a vector, which otherwise is gathered
 ====================  ==============================================================================
 
 The cheapest by `kernel_cost` is taken, at the open fractions that calibration measured, or half of
@@ -96,21 +96,24 @@ class ChooseAlgorithm:
         pixels, cost = height * width, self.cost
         if cached:
             cost = replace(cost, weight=cost.cached_weight)
-        costs = {"direct": direct_cost(channels, all_blocks * open_out, pixels, kernel, cost)}
-        if gathers:
-            costs["direct"] += gather_cost(channels, all_blocks * open_out, kernel, cost)
+        blocks = all_blocks * open_out
+        gathering = gather_cost(channels, blocks, kernel, cost) if gathers else 0.0
+        costs = {"direct": direct_cost(channels, blocks, pixels, kernel, cost) + gathering}
         if not self.winograd:
             return costs
-        suffix, blocks = ("_in", all_blocks) if gathers else ("", all_blocks * open_out)
         if gathers:
             costs["direct_in"] = direct_cost(channels, all_blocks, pixels, kernel, cost)
-        gated = _gated_sides(func, roles)
+        by_input, by_output = _gated_sides(func, roles)
         for name, side in self._winograd(func, c_in):
             each = channels if name != "winograd_strided" else 4 * channels
-            m = tile_side(name, side)
-            listed = any(gated[: 1 if gathers else 2])
-            plane = WinogradPlane(height, width, m, side, listed, cached)
-            costs[name + suffix] = winograd_cost(each, blocks, plane, self.lanes, cost)
+            size = height, width, tile_side(name, side), side
+            if gathers:
+                plane = WinogradPlane(*size, by_input, cached)
+                costs[name + "_in"] = winograd_cost(each, all_blocks, plane, self.lanes, cost)
+            if gathers and side != 3:
+                continue  # transformed at compile time, which is too much to gather
+            plane = WinogradPlane(*size, by_input or by_output, cached, gathered=gathers)
+            costs[name] = winograd_cost(each, blocks, plane, self.lanes, cost) + gathering
         return costs
 
     def _winograd(self, func: relax.Function, c_in: int) -> list[tuple[str, int]]:

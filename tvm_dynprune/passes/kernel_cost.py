@@ -8,7 +8,7 @@ relative to it; they were fitted to timings of one core.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tvm_dynprune.kernels.winograd_conv2d import packs_transformed
+from tvm_dynprune.kernels.winograd import packs_transformed
 from tvm_dynprune.soc import Cost
 
 
@@ -21,7 +21,7 @@ def direct_cost(
 
 
 def gather_cost(channels_in: float, blocks_out: float, kernel: Sequence[int], cost: Cost) -> float:
-    """What a direct convolution costs more where its vectors of weights are put together."""
+    """What a convolution costs more where its vectors of weights are put together."""
     return channels_in * blocks_out * kernel[0] * kernel[1] * cost.gather
 
 
@@ -39,6 +39,8 @@ class WinogradPlane:
         Whether channels go by lists.
     cached
         Whether the network's weights stay in the caches.
+    gathered
+        Whether vectors of weights are put together from open output channels.
     """
 
     height: int
@@ -47,6 +49,7 @@ class WinogradPlane:
     r: int
     gated: bool
     cached: bool = False
+    gathered: bool = False
 
     @property
     def tiles(self) -> int:
@@ -64,7 +67,7 @@ def winograd_cost(
 ) -> float:
     """Cost of a Winograd convolution of `channels_in` open channels, transforms included."""
     tiles, points = plane.tiles, plane.points
-    if packs_transformed(tiles, plane.gated, plane.cached):
+    if packs_transformed(tiles, plane.gated, plane.cached) and not plane.gathered:
         weights = points * cost.weight
     else:
         weights = plane.r**2 * cost.weight + points * cost.weight_transform

@@ -37,12 +37,9 @@ from tvm_dynprune.kernels.space_to_depth import (
     space_to_depth,
     weight_over_squares,
 )
-from tvm_dynprune.kernels.winograd_conv2d import (
-    Winograd,
-    pack_winograd_weight,
-    winograd_conv2d,
-    winograd_input,
-)
+from tvm_dynprune.kernels.winograd import Winograd, pack_winograd_weight
+from tvm_dynprune.kernels.winograd_conv2d import winograd_conv2d
+from tvm_dynprune.kernels.winograd_input import winograd_input
 from tvm_dynprune.passes.choose_algorithm import tile_side
 from tvm_dynprune.passes.composite import CompositeCall
 from tvm_dynprune.passes.dataflow import constant_of, shape_of
@@ -122,7 +119,7 @@ def _indexed(emitter: KernelEmitter, var: Var, composite: CompositeCall, spec: C
         # Channels outside the list are not computed, so a mask of zeros and ones has done its work.
         scale = spec.scale and not composite.attribute("binary_scale", 0)
         visit = "blocks" if by_block else "gather"
-        spec = replace(spec, visit=visit, unit=unit, fill=fill, scale=scale)
+        spec = replace(spec, visit=visit, fill=fill, scale=scale)
     return _call(emitter, var, composite, spec, lists_in, lists_out)
 
 

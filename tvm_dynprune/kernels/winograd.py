@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Winograd convolution F(m x m, r x r): (m + r - 1)**2 products for m * m pixels.
+
+Lavin, Gray: "Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308::
+
+    Y = A^T [ sum over c of (G g_c G^T) * (B^T d_c B) ] A
+
+Two kernels. `winograd_input` transforms the open input channels, once per layer; `winograd_conv2d`
+multiplies, transforms back and runs the epilogue, for one vector of output channels after the
+other. The first costs open_in, the second open_in * open_out: what gates save stays saved.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tvm_dynprune.kernels.conv2d import Conv2d
+from tvm_dynprune.kernels.direct_conv2d import pack_direct_weight
+from tvm_dynprune.kernels.winograd_transforms import transformed_weight
+
+MOST_TILES = 64  # whose products stay in the nearest caches
+
+
+def packs_transformed(tiles: int, gated: bool, cached: bool) -> bool:
+    """Whether weights are transformed at compile time.
+
+    Not where an image needs a part of them for few tiles, and they are not `cached`: fetching that
+    part from memory is what takes the time, and it is 9 values before the transform and 16 or 36
+    after it.
+    """
+    return not gated or cached or tiles > MOST_TILES
+
+
+@dataclass(frozen=True)
+class Winograd:
+    """An r x r convolution with steps of 1, by whole blocks; the side `m` of its tiles.
+
+    `m` and r are 2 and 3, 4 and 3, or 3 and 4. `cached` says that the network's weights stay in
+    the caches from one input to the next.
+    """
+
+    conv: Conv2d
+    m: int
+    cached: bool = False
+
+    @property
+    def side(self) -> int:
+        """Side of the square of inputs, and of products, that a tile takes."""
+        return self.m + self.conv.kernel[0] - 1
+
+    @property
+    def rows(self) -> int:
+        """Tiles from top to bottom."""
+        return -(-self.conv.y.height // self.m)
+
+    @property
+    def columns(self) -> int:
+        """Tiles from left to right."""
+        return -(-self.conv.y.width // self.m)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of a plane."""
+        return self.rows * self.columns
+
+    @property
+    def points(self) -> int:
+        """Products per tile and pair of channels."""
+        return self.side**2
+
+    @property
+    def packs_transformed(self) -> bool:
+        """Whether weights are transformed at compile time; see `packs_transformed`."""
+        if self.conv.kernel != (3, 3):
+            return True
+        if self.conv.visit == "gather":
+            return False
+        gated = self.conv.open_in or self.conv.visit != "all"
+        return packs_transformed(self.tiles, gated, self.cached)
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether input channels are listed one by one, not by whole blocks."""
+        return self.conv.open_in and not self.conv.by_input_block
+
+    @property
+    def packs_by_channel(self) -> bool:
+        """Whether weights that are not transformed are not put into blocks of input channels."""
+        return self.by_channel or self.conv.visit == "gather"
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the packed weights."""
+        x, y = self.conv.x, self.conv.y
+        if self.packs_transformed:
+            return (y.blocks, self.points, x.blocks, x.lanes, y.lanes)
+        inner = (x.channels, 3, 3) if self.packs_by_channel else (x.blocks, 3, 3, x.lanes)
+        return (y.blocks, *inner, y.lanes)
+
+    @property
+    def transformed_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the transformed input: N, points, blocks * tiles, lanes.
+
+        One row more, so that the points of a tile, which are written together, do not all fall
+        into the same set of the cache.
+        """
+        x = self.conv.x
+        return (x.batch, self.points, x.blocks * self.tiles + 1, x.lanes)
+
+
+def pack_winograd_weight(weight: np.ndarray, spec: Winograd) -> np.ndarray:
+    """Weights (C_out, C_in, r, r) float32 as the kernel reads them, transformed or as they are."""
+    c_out, c_in = weight.shape[:2]
+    x, y = spec.conv.x, spec.conv.y
+    if not spec.packs_transformed and not spec.packs_by_channel:
+        return pack_direct_weight(weight, spec.conv)
+    padded = np.zeros((y.blocks * y.lanes, *weight.shape[1:]), "float32")
+    padded[:c_out] = weight
+    if not spec.packs_transformed:
+        blocked = padded.reshape(y.blocks, y.lanes, *weight.shape[1:])
+        return np.ascontiguousarray(np.moveaxis(blocked, 1, -1))
+    transformed = transformed_weight(padded, spec.m)
+    blocked = transformed.reshape(spec.points, y.blocks, y.lanes, x.blocks, c_in // x.blocks)
+    return np.ascontiguousarray(blocked.transpose(1, 0, 3, 4, 2), dtype="float32")
