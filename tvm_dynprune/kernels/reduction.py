@@ -28,8 +28,9 @@ from tvm_dynprune.kernels.feature_map import FeatureMap
 
 _FEW_PIXELS = 8
 _LATER = 12  # items: what memory needs to answer
-_CHUNK = 72  # products, about, and at most twice as many; one more in a hundred for its total
-_ROWS_CHUNK = 48  # likewise, at most, of large windows
+_CHUNK = 128  # products, about; adding them to a total costs two more in a hundred
+_LARGE_WINDOW = 144  # products of a block, above which its chunks are rows of the window
+_ROWS_CHUNK = 48  # products of these, at most
 
 
 class Step(NamedTuple):
@@ -102,12 +103,12 @@ class Reduction:
     def _rows(self) -> int:
         """Rows of the window that are one chunk of a block; 0 if whole blocks are."""
         (kh, kw), lanes = self.kernel, self.x.lanes
-        return max(1, _ROWS_CHUNK // (kw * lanes)) if kh * kw * lanes > 2 * _CHUNK else 0
+        return max(1, _ROWS_CHUNK // (kw * lanes)) if kh * kw * lanes > _LARGE_WINDOW else 0
 
     @property
     def _columns(self) -> int:
         """Positions of the window that are one chunk, where it is outermost."""
-        return 1 if self.x.channels >= _CHUNK else self.kernel[1]
+        return 1 if 2 * self.x.channels >= _CHUNK else self.kernel[1]
 
     @property
     def _items(self) -> int:
@@ -129,33 +130,36 @@ class Reduction:
         `end_chunk` emits what follows a chunk, if it is `chunked`. `prefetch` asks for the weights
         at the index that it gets, those of the next block.
         """
+        kh, kw = self.kernel
         if self.order == "blocks":
             with self._open(n, items, count) as (at, block, later):
-                with T.serial(0, self.kernel[0]) as i:
-                    with T.serial(0, self.kernel[1]) as j:
+                if not self._rows:
+                    self._cut(at, self._items, end_chunk)
+                with T.serial(0, kh) as i:
+                    if self._rows:
+                        self._cut(at * kh + i, self._rows, end_chunk)
+                    with T.serial(0, kw) as j:
                         if prefetch is not None:
                             prefetch((later, i, j))
                         with T.serial(0, self.x.lanes) as lane:
                             index = at * self.x.lanes + lane
                             yield Step(block, lane, i, j, index, (block, i, j, lane))
-                    if self._rows:
-                        self._end(i, self._rows, end_chunk)
-                if not self._rows:
-                    self._end(at, self._items, end_chunk)
         elif self.order == "window_outer":
-            with T.grid(*self.kernel) as (i, j):
+            with T.grid(kh, kw) as (i, j):
+                self._cut(i * kw + j, self._columns, end_chunk)
                 with self._open(n, items, count) as (at, c, _):
                     yield Step(*self._split(c), i, j, at, (i, j, c))
-                self._end(j, self._columns, end_chunk)
         else:
             with self._open(n, items, count) as (at, c, _):
-                with T.grid(*self.kernel) as (i, j):
+                self._cut(at, self._items, end_chunk)
+                with T.grid(kh, kw) as (i, j):
                     yield Step(*self._split(c), i, j, at, (c, i, j))
-                self._end(at, self._items, end_chunk)
 
-    def _end(self, position, chunk: int, end_chunk: Callable[[], None]) -> None:
+    def _cut(self, position, chunk: int, end_chunk: Callable[[], None]) -> None:
+        """End a chunk before each position but the first where a new one begins."""
         if self.chunked:
-            with T.If(tirx.floormod(position + 1, chunk) == 0), T.Then():
+            begins = tirx.all(position > 0, tirx.floormod(position, chunk) == 0)
+            with T.If(begins), T.Then():
                 end_chunk()
 
     @contextmanager
