@@ -11,16 +11,18 @@ from tvm_dynprune.bench.measurement import (
 )
 
 
-def test_realised_fraction_of_medians() -> None:
-    gated, dense = np.array([5.0, 6.0, 100.0]), np.array([11.0, 12.0, 13.0])
+def test_realised_fraction_of_medians_by_input() -> None:
+    """Of two inputs one is cut much, one little; each was interrupted once."""
+    gated = np.array([[2.0, 2.0, 50.0], [10.0, 90.0, 10.0]])
+    dense = np.array([[12.0, 12.0, 12.0], [12.0, 70.0, 12.0]])
     assert realised_fraction(gated, dense, 0.625) == pytest.approx(0.8)
     assert realised_fraction(gated, dense, 0.0) is None
 
 
 def test_engine_statistics() -> None:
-    statistics = engine_statistics(np.array([[3.0, 1.0], [2.0, 4.0]]))
-    assert statistics["median_ms"] == 2.5
-    assert (statistics["min_ms"], statistics["max_ms"], statistics["runs"]) == (1.0, 4.0, 4)
+    statistics = engine_statistics(np.array([[3.0, 1.0, 1.0], [2.0, 4.0, 9.0]]))
+    assert (statistics["median_ms"], statistics["p50_ms"]) == (2.5, 2.5)
+    assert (statistics["min_ms"], statistics["max_ms"], statistics["runs"]) == (1.0, 9.0, 6)
 
 
 def test_open_fraction_weighs_every_group_alike() -> None:

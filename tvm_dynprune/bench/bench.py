@@ -13,6 +13,7 @@ from tvm_dynprune.bench.engines import engine_module
 from tvm_dynprune.bench.forced import Forced, outputs, write_for_peers
 from tvm_dynprune.bench.measurement import (
     engine_statistics,
+    latency_ms,
     mac_cut,
     open_fraction,
     provenance,
@@ -81,7 +82,8 @@ def measure_bench(
     errors = {name: _error(measured[name].outputs, wanted[name], name) for name in wanted}
     times = {name: one.times_ms for name, one in measured.items()}
     gated, dense = times["dynprune"], times["dynprune_dense"]
-    fastest = min((np.median(times[name]) for name in against), default=None)
+    gated_ms, dense_ms = latency_ms(gated), latency_ms(dense)
+    fastest_ms = min((latency_ms(times[name]) for name in against), default=None)
     statistics = {name: engine_statistics(values) for name, values in times.items()}
     for name, one in measured.items():
         statistics[name]["peak_memory_mib"] = one.peak_memory_mib
@@ -97,8 +99,8 @@ def measure_bench(
         "engines": statistics,
         "mac_cut": cut,
         "open_fraction": float(open_fraction(session.open_groups).mean()),
-        "speedup_vs_dense": float(np.median(dense) / np.median(gated)),
-        "speedup_vs_best_peer": None if fastest is None else float(fastest / np.median(gated)),
+        "speedup_vs_dense": dense_ms / gated_ms,
+        "speedup_vs_best_peer": None if fastest_ms is None else fastest_ms / gated_ms,
         "realised_fraction": realised_fraction(gated, dense, cut),
         "max_abs_error": manifest.max_abs_error,
         "settings": {name: engine_module(name).SETTINGS for name in against},

@@ -138,12 +138,11 @@ def _latencies(
     padded = _whole_batches(artifact, x)
     with track("timing gated and dense in turns", len(padded) // batch) as advance:
         times = measure_in_turns(engines, padded, batch, threads=threads, advance=advance)
-    gated, dense = (
-        np.repeat(np.median(times[e.name].times_ms, axis=1), batch)[: len(x)] for e in engines
-    )
+    gated, dense = (times[engine.name].times_ms for engine in engines)
+    per_image = [np.repeat(np.median(one, axis=1), batch)[: len(x)].tolist() for one in (gated, dense)]
     return {
-        "latency_ms": [float(v) for v in gated],
-        "latency_dense_ms": [float(v) for v in dense],
+        "latency_ms": per_image[0],
+        "latency_dense_ms": per_image[1],
         "realised_fraction": realised_fraction(gated, dense, cut),
     }
 
