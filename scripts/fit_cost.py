@@ -36,7 +36,7 @@ def main() -> None:
     with pinned(1):
         for case, cached in track(list(_cases()), "timing kernels"):
             fractions = OPEN if case.visit != "all" else (1.0,)
-            for fraction, time_ms in time_kernel(soc, case, fractions, cached=cached).items():
+            for fraction, time_ms in time_kernel(soc, case, fractions, quick=cached).items():
                 rows.append(_features(soc, case, cached, fraction))
                 times.append(time_ms)
     matrix, times = np.array(rows), np.array(times)

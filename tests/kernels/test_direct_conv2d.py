@@ -50,6 +50,7 @@ class Case:
     unit: int = 1
     group_blocks: int = 1
     fill: bool = False
+    quick_weights: bool = False
     registers: int = 16
     y_halo: int = 1
 
@@ -86,6 +87,7 @@ class Case:
             visit=self.visit,
             group_blocks=self.group_blocks,
             fill=self.fill,
+            quick_weights=self.quick_weights,
             registers=self.registers,
         )
 
@@ -275,6 +277,13 @@ def test_blocks(fill, batch):
 def test_few_pixels_whose_input_is_walked_once(size, c_in, unit_in, c_out, batch):
     case = Case(size=size, c_in=c_in, unit_in=unit_in, c_out=c_out, batch=batch, open_in=True)
     assert case.spec.input_outer
+    check(case)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_only_listed_weights_that_are_not_quick_to_fetch_are_prefetched(quick):
+    case = Case(c_in=24, unit_in=8, c_out=40, open_in=True, quick_weights=quick)
+    assert ("T.prefetch(" in direct_conv2d(case.spec).script()) == (not quick)
     check(case)
 
 

@@ -56,9 +56,9 @@ def convolution(
     return replace(spec, **changes)
 
 
-def check(spec: Conv2d, m: int, kind: str = "open", *, cached: bool = False) -> None:
+def check(spec: Conv2d, m: int, kind: str = "open") -> None:
     """Run both kernels and compare every open block; closed ones must stay as they were."""
-    x_map, y_map, winograd = spec.x, spec.y, Winograd(spec, m, cached)
+    x_map, y_map, winograd = spec.x, spec.y, Winograd(spec, m)
     x = random(x_map.batch, x_map.channels, x_map.height, x_map.width)
     weight = random(y_map.channels, x_map.channels, *spec.kernel, seed=1)
     bias = random(y_map.channels, seed=2)
@@ -136,11 +136,12 @@ def test_open_sets(m: int, kind: str, batch: int, sides: str) -> None:
 @pytest.mark.parametrize("m", [2, 4])
 @pytest.mark.parametrize("unit_in", [2, LANES])
 @pytest.mark.parametrize("visit", ["all", "blocks"])
-def test_cached_weights_are_transformed_at_compile_time(m, unit_in, visit) -> None:
+def test_quick_weights_are_transformed_at_compile_time(m, unit_in, visit) -> None:
     spec = convolution(open_in=True, unit_in=unit_in, visit=visit)
-    assert Winograd(spec, m, cached=True).packs_transformed
     assert not Winograd(spec, m).packs_transformed
-    check(spec, m, "mixed", cached=True)
+    spec = replace(spec, quick_weights=True)
+    assert Winograd(spec, m).packs_transformed
+    check(spec, m, "mixed")
 
 
 @pytest.mark.parametrize("m", [2, 4])

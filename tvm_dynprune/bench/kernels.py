@@ -2,7 +2,7 @@
 """Times of single convolution kernels, at any share of open channels."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tvm
@@ -76,15 +76,15 @@ def time_kernel(
     case: KernelCase,
     open_fractions: tuple[float, ...],
     *,
-    cached: bool = False,
+    quick: bool = False,
     runs: int = 9,
 ) -> dict[float, float]:
     """Open fraction of both sides → median time in ms of the kernel, or of Winograd's two.
 
-    `cached` is that of `Winograd`. Each of the `runs`, or more where there are copies of the
+    `quick` is `Conv2d.quick_weights`. Each of the `runs`, or more where there are copies of the
     weights, is timed on its own: a kernel that is repeated at once finds its weights in the caches.
     """
-    spec = case.conv2d(soc)
+    spec = replace(case.conv2d(soc), quick_weights=quick)
     tensor = tvm.runtime.tensor
     x, y = (tensor(np.zeros(m.shape, "float32")) for m in (spec.x, spec.y))
     if case.algorithm == "direct":
@@ -95,7 +95,7 @@ def time_kernel(
             inner = (spec.x.channels, *spec.kernel)
         shape = (spec.y.blocks, *inner, soc.lanes)
     else:
-        winograd = Winograd(spec, int(case.algorithm[-1]), cached)
+        winograd = Winograd(spec, int(case.algorithm[-1]))
         u = tensor(np.zeros(winograd.transformed_shape, "float32"))
         stages = [_compiled(soc, winograd_input(winograd))]
         kernel = _compiled(soc, winograd_conv2d(winograd))

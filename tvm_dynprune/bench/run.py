@@ -139,7 +139,9 @@ def _latencies(
     with track("timing gated and dense in turns", len(padded) // batch) as advance:
         times = measure_in_turns(engines, padded, batch, threads=threads, advance=advance)
     gated, dense = (times[engine.name].times_ms for engine in engines)
-    per_image = [np.repeat(np.median(one, axis=1), batch)[: len(x)].tolist() for one in (gated, dense)]
+    per_image = [
+        np.repeat(np.median(one, axis=1), batch)[: len(x)].tolist() for one in (gated, dense)
+    ]
     return {
         "latency_ms": per_image[0],
         "latency_dense_ms": per_image[1],

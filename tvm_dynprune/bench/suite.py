@@ -55,8 +55,8 @@ def page(results: list[dict[str, Any]]) -> Iterable[str]:
     yield "# Benchmarks"
     yield ""
     yield f"{first['machine']}, {first['date']}, 1 thread, fp32, batch 1, random weights."
-    yield "Latency in ms: median of each input's runs, mean over the inputs (minimum to maximum of all"
-    yield "runs); engines in turns, one pinned process each."
+    yield "Latency in ms: median of each input's runs, mean over the inputs (minimum to maximum of"
+    yield "all runs); engines in turns, one pinned process each."
     yield "Gates are forced: their thresholds are set for a MAC cut, and say nothing of accuracy."
     settings: dict[str, str] = {}
     for result in results:

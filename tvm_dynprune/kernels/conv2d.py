@@ -35,6 +35,8 @@ class Conv2d:
 
     ``y = after(before(conv(x, weight) + bias) * scale + residual)``; channels outside the output
     list become ``after(residual)``, or 0 without a residual, if `fill`, and stay unwritten if not.
+    `quick_weights` says that nothing has to be done to fetch weights quickly: they stay in the
+    caches from one input to the next, or lists leave hardly any gaps for hardware to stumble over.
     """
 
     x: FeatureMap
@@ -53,6 +55,7 @@ class Conv2d:
     visit: str = "all"
     group_blocks: int = 1  # group: blocks per channel group
     fill: bool = False
+    quick_weights: bool = False
     registers: int = 32
 
     @property

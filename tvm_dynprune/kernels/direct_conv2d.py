@@ -96,7 +96,8 @@ class _Builder(Conv2dBuilder):
 
         # A list has gaps that no hardware foresees; with many pixels it has time to fetch.
         pixels = spec.y.height * spec.y.width
-        self._prefetch = prefetch if spec.open_in and pixels <= _FEW_PIXELS else None
+        gaps = spec.open_in and not spec.quick_weights
+        self._prefetch = prefetch if gaps and pixels <= _FEW_PIXELS else None
         self._pixels(n, part, weight, start, finish)
         with part.first():
             zero_halo(self.y, spec.y, n, block)

@@ -21,27 +21,24 @@ from tvm_dynprune.kernels.winograd_transforms import transformed_weight
 MOST_TILES = 64  # whose products stay in the nearest caches
 
 
-def packs_transformed(tiles: int, gated: bool, cached: bool) -> bool:
+def packs_transformed(tiles: int, gated: bool, quick: bool) -> bool:
     """Whether weights are transformed at compile time.
 
-    Not where an image needs a part of them for few tiles, and they are not `cached`: fetching that
-    part from memory is what takes the time, and it is 9 values before the transform and 16 or 36
-    after it.
+    Not where an image needs a part of them for few tiles, and fetching them is not `quick`: it is
+    what takes the time then, and it is 9 values before the transform and 16 or 36 after it.
     """
-    return not gated or cached or tiles > MOST_TILES
+    return not gated or quick or tiles > MOST_TILES
 
 
 @dataclass(frozen=True)
 class Winograd:
     """An r x r convolution with steps of 1, by whole blocks; the side `m` of its tiles.
 
-    `m` and r are 2 and 3, 4 and 3, or 3 and 4. `cached` says that the network's weights stay in
-    the caches from one input to the next.
+    `m` and r are 2 and 3, 4 and 3, or 3 and 4.
     """
 
     conv: Conv2d
     m: int
-    cached: bool = False
 
     @property
     def side(self) -> int:
@@ -76,7 +73,7 @@ class Winograd:
         if self.conv.visit == "gather":
             return False
         gated = self.conv.open_in or self.conv.visit != "all"
-        return packs_transformed(self.tiles, gated, self.cached)
+        return packs_transformed(self.tiles, gated, self.conv.quick_weights)
 
     @property
     def by_channel(self) -> bool:

@@ -37,6 +37,7 @@ from tvm_dynprune.passes.kernel_cost import (
 from tvm_dynprune.soc import Cost
 
 ASSUMED_OPEN = 0.7  # of each side, without calibration: half of the pairs
+_ALL_BUT = 0.95  # of the pairs; with more gaps weights are no longer read in order
 
 
 @tvm.transform.module_pass(opt_level=0, name="ChooseAlgorithm")
@@ -76,16 +77,21 @@ class ChooseAlgorithm:
         for global_var, func in functions.items():
             if is_composite(func) and func.attrs["Composite"] == PREFIX + "conv2d":
                 if "algorithm" not in func.attrs:
-                    costs = self._costs(func, cached)
+                    quick = cached or self._is_open(func)
+                    costs = self._costs(func, cached, quick)
                     chosen = {
                         "algorithm": min(costs, key=lambda name: costs[name]),
                         "costs": json.dumps(costs),
-                        "weights_cached": int(cached),
+                        "weights_quick": int(quick),
                     }
                     functions[global_var] = func.with_attrs(chosen)
         return tvm.IRModule(functions, attrs=mod.attrs)
 
-    def _costs(self, func: relax.Function, cached: bool) -> dict[str, float]:
+    def _is_open(self, func: relax.Function) -> bool:
+        """Whether calibration found hardly a gap in what is read of the weights."""
+        return self.open_products.get(str(func.attrs["layer"]), 0.0) >= _ALL_BUT
+
+    def _costs(self, func: relax.Function, cached: bool, quick: bool) -> dict[str, float]:
         """Expected cost of each algorithm that can compute the convolution."""
         roles = [str(role) for role in func.attrs["roles"]]
         c_out, c_in, *kernel = shape_of(func.params[roles.index("weight")])
@@ -108,11 +114,11 @@ class ChooseAlgorithm:
             each = channels if name != "winograd_strided" else 4 * channels
             size = height, width, tile_side(name, side), side
             if gathers:
-                plane = WinogradPlane(*size, by_input, cached)
+                plane = WinogradPlane(*size, by_input, quick)
                 costs[name + "_in"] = winograd_cost(each, all_blocks, plane, self.lanes, cost)
             if gathers and side != 3:
                 continue  # transformed at compile time, which is too much to gather
-            plane = WinogradPlane(*size, by_input or by_output, cached, gathered=gathers)
+            plane = WinogradPlane(*size, by_input or by_output, quick, gathered=gathers)
             costs[name] = winograd_cost(each, blocks, plane, self.lanes, cost) + gathering
         return costs
 

@@ -37,8 +37,8 @@ class WinogradPlane:
         Sides of a tile and of the kernel.
     gated
         Whether channels go by lists.
-    cached
-        Whether the network's weights stay in the caches.
+    quick
+        Whether weights are fetched quickly; see `Conv2d.quick_weights`.
     gathered
         Whether vectors of weights are put together from open output channels.
     """
@@ -48,7 +48,7 @@ class WinogradPlane:
     m: int
     r: int
     gated: bool
-    cached: bool = False
+    quick: bool = False
     gathered: bool = False
 
     @property
@@ -67,7 +67,7 @@ def winograd_cost(
 ) -> float:
     """Cost of a Winograd convolution of `channels_in` open channels, transforms included."""
     tiles, points = plane.tiles, plane.points
-    if packs_transformed(tiles, plane.gated, plane.cached) and not plane.gathered:
+    if packs_transformed(tiles, plane.gated, plane.quick) and not plane.gathered:
         weights = points * cost.weight
     else:
         weights = plane.r**2 * cost.weight + points * cost.weight_transform

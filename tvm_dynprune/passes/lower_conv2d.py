@@ -79,6 +79,7 @@ def _spec(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Conv2d:
         scale="scale" in arguments,
         residual=None if residual is None else plan.feature_map(residual),
         after=activations.get("after"),
+        quick_weights=bool(composite.attribute("weights_quick", 0)),
         registers=emitter.registers,
     )
 
@@ -151,8 +152,7 @@ def _kernel(
     if algorithm in ("direct", "direct_in"):
         kernel, packed = direct_conv2d(spec), pack_direct_weight(weight, spec)
     else:
-        cached = bool(composite.attribute("weights_cached", 0))
-        winograd = Winograd(spec, tile_side(algorithm, spec.kernel[0]), cached)
+        winograd = Winograd(spec, tile_side(algorithm, spec.kernel[0]))
         transformed = [relax.TensorType(winograd.transformed_shape, "float32")]
         name = f"winograd_input_{composite.layer}"
         by_block = lists_in
