@@ -73,7 +73,7 @@ def force_gates(name: str, gating: Gating, inputs: int = 8) -> Forced:
 
 
 def compile_forced(forced: Forced, out: Path, *, soc: str, lowering: str) -> Artifact:
-    """Compile the gated network, and with it the dense one."""
+    """Compile the gated network, calibrated on its images, and with it the dense one."""
     import torch
 
     from tvm_dynprune.frontend import from_exported
@@ -85,7 +85,8 @@ def compile_forced(forced: Forced, out: Path, *, soc: str, lowering: str) -> Art
         with torch.no_grad():
             return [forced.gated(torch.from_numpy(x)).numpy()]
 
-    return compile(Model(forced.name, mod, reference), load_soc(soc), out, lowering=lowering)
+    model = Model(forced.name, mod, reference)
+    return compile(model, load_soc(soc), out, lowering=lowering, calibration=forced.images)
 
 
 def write_for_peers(network: nn.Module, name: str, path: Path) -> None:
