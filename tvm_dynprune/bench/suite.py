@@ -59,11 +59,12 @@ def page(results: list[dict[str, Any]]) -> Iterable[str]:
     yield "all runs); engines in turns, one pinned process each."
     yield "Gates are forced: their thresholds are set for a MAC cut, and say nothing of accuracy."
     settings: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for result in results:
         settings |= result["settings"]
-    versions = {name: one["provenance"]["versions"].get(name) for one in results for name in PEERS}
+        versions |= result["provenance"]["versions"]
     for name, setting in settings.items():
-        yield f"* {name} {versions[name] or ''}: {setting}"
+        yield f"* {name} {versions[name]}: {setting}"
     yield ""
     yield f"![Latency of engines and of gated networks]({PICTURE})"
     for network in dict.fromkeys(result["network"] for result in results):
@@ -91,7 +92,7 @@ def _section(network: str, results: list[dict[str, Any]]) -> Iterable[str]:
     for result in sorted(results, key=lambda one: one["mac_cut"]):
         engines, realised = result["engines"], result["realised_fraction"]
         yield (
-            f"| {result['mac_cut']:.1%} | {engines['dynprune']['median_ms']:.2f} "
+            f"| {round(result['mac_cut'], 3) + 0.0:.1%} | {engines['dynprune']['median_ms']:.2f} "
             f"| {engines['dynprune_dense']['median_ms']:.2f} | {result['speedup_vs_dense']:.2f} "
             f"| {'–' if realised is None else f'{realised:.2f}'} "
             f"| {result['speedup_vs_best_peer']:.2f} |"
