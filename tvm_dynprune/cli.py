@@ -9,6 +9,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from tvm_dynprune import cli_device
+from tvm_dynprune.cli_device import Address, Key, Tracker, Wait, connected
 from tvm_dynprune.errors import DataError, DynpruneError, ToolError, UserError
 
 app = typer.Typer(
@@ -17,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Dynamic channel pruning of CNNs on Apache TVM: closed kernels are not executed.",
 )
+app.add_typer(cli_device.app, name="device")
 
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 Threads = Annotated[int, typer.Option(min=1, help="Worker threads.")]
@@ -156,8 +159,13 @@ def compile_command(
         _console().print(f"{milliseconds:10.1f} ms  {name}")
     if explain:
         _console().print(choices_table(artifact.manifest.choices))
-    gates = len(artifact.manifest.gates)
-    _console().print(f"{out}: {gates} gates, error {artifact.manifest.max_abs_error:.1e} of scale")
+    error = artifact.manifest.max_abs_error
+    tested = (
+        "not tested here: `run --self-test --device` does"
+        if error is None
+        else f"error {error:.1e} of scale"
+    )
+    _console().print(f"{out}: {len(artifact.manifest.gates)} gates, {tested}")
 
 
 @app.command()
@@ -170,16 +178,21 @@ def run(
         bool, typer.Option("--self-test", help="Compare with the reference outputs.")
     ] = False,
     threads: Threads = 1,
+    device: Address = None,
+    tracker: Tracker = None,
+    key: Key = None,
+    wait: Wait = 0.0,
     json_out: JsonOut = None,
 ) -> None:
-    """Run images through an artifact."""
+    """Run images through an artifact, here or on a device."""
     from tvm_dynprune.bench.run import measure_run
     from tvm_dynprune.data import load_image, load_images
     from tvm_dynprune.runtime import Artifact, Session
 
     loaded = Artifact.load(artifact)
     if self_test:
-        result = Session(loaded, threads=threads).self_test()
+        with connected(device, tracker, key, wait) as remote:
+            result = Session(loaded, threads=threads, device=remote).self_test()
         verdict = "passed" if result.ok else "FAILED"
         _console().print(f"self-test {verdict}: error {result.max_abs_error:.1e} of scale")
         if not result.ok:
@@ -194,7 +207,8 @@ def run(
         assert data is not None
         names = loaded.manifest.classes or None
         images = load_images(data, "test", classes=names)
-    result = measure_run(loaded, images, threads=threads, threshold=threshold)
+    with connected(device, tracker, key, wait) as remote:
+        result = measure_run(loaded, images, threads=threads, threshold=threshold, device=remote)
     if image is not None and json_out is None:
         _console().print(f"class: {result['classes'][result['predictions'][0]]}")
     _show(result, json_out)
@@ -216,12 +230,17 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 10,
     threads: Threads = 1,
     seed: Annotated[int, typer.Option()] = 0,
+    device: Address = None,
+    tracker: Tracker = None,
+    key: Key = None,
+    wait: Wait = 0.0,
     json_out: JsonOut = None,
 ) -> None:
     """Time the gated and the dense network, and other engines, in turns."""
     import tempfile
 
     from tvm_dynprune.bench.bench import measure_bench
+    from tvm_dynprune.bench.device import measure_device_bench
     from tvm_dynprune.bench.engines import PEERS
     from tvm_dynprune.bench.forced import Gating, compile_forced, force_gates
     from tvm_dynprune.bench.inputs import random_images
@@ -252,15 +271,23 @@ def bench(
         images = (
             random_images(inputs * batch, tuple(size), seed) if forced is None else forced.images
         )
-        result = measure_bench(
-            artifact,
-            images,
-            forced=forced,
-            against=peers,
-            threads=threads,
-            rounds=rounds,
-            seed=seed,
-        )
+        with connected(device, tracker, key, wait) as remote:
+            if remote is None:
+                result = measure_bench(
+                    artifact,
+                    images,
+                    forced=forced,
+                    against=peers,
+                    threads=threads,
+                    rounds=rounds,
+                    seed=seed,
+                )
+            elif peers or layers:
+                raise UserError("--against and --layers measure here, not on a device")
+            else:
+                result = measure_device_bench(
+                    artifact, images, remote, forced=forced is not None, rounds=rounds, seed=seed
+                )
         if layers:
             result["layers"] = measure_layers(artifact, images[:batch])
     _show(result, json_out)

@@ -3,6 +3,7 @@
 
 import json
 import logging
+import platform
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +13,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tvm_dynprune.device.linker import link_library
 from tvm_dynprune.doctor import find_compiler
 from tvm_dynprune.errors import ModelError, NotLoweredError, ToolError, UnusableGateError
 from tvm_dynprune.files import refuse_existing, sha256, write_folder_atomic
@@ -34,7 +36,7 @@ from tvm_dynprune.runtime.artifact import (
 )
 from tvm_dynprune.runtime.macs import layer_pairs
 from tvm_dynprune.runtime.session import Session
-from tvm_dynprune.soc import Soc, missing_here, required_features
+from tvm_dynprune.soc import Soc, load_soc, missing_here, required_features
 
 logger = logging.getLogger(__name__)
 
@@ -125,28 +127,21 @@ def compile(
     OutputExistsError
         `out` exists and `force` is false.
     ToolError
-        There is no C++ compiler to link the library with, or the SoC is of another kind than this
-        machine, where the result could not be compared with the reference.
+        There is no compiler or linker to link the library with.
     NotLoweredError
-        The compiled network does not compute what the reference does.
+        The compiled network does not compute what the reference does. For a SoC of another kind
+        than this machine it is compared on the device: `Session.self_test`.
     """
     out = Path(out)
     refuse_existing(out, force=force)
-    missing = missing_here(soc.target, required_features(soc))
-    if missing:
-        raise ToolError(
-            f"SoC {soc.name}: this machine lacks {missing}, so the result cannot be tested here; "
-            "compile on the device itself with --soc host"
-        )
-    if find_compiler() is None:
-        raise ToolError("no C++ compiler to link the library with; `tvm-dynprune doctor` says more")
+    linker = _linker(soc)
     with pipeline.pass_context(dump_ir, timer):
         simplified = tvm.transform.Sequential(pipeline.simplify_passes())(model.mod)
         unused = _unused_gates(simplified, strict=strict)
         annotated = pipeline.annotate(simplified)
         open_products = None
         if calibration is not None and lowering == "auto":
-            open_products = _open_products(model, annotated, soc, calibration)
+            open_products = _open_products(model, annotated, calibration)
         chosen = pipeline.choose(annotated, soc, lowering, open_products)
         lowered = pipeline.lower(chosen, soc)
         executable = pipeline.build(lowered, soc)
@@ -156,9 +151,10 @@ def compile(
         kernels={name: json.loads(lowered[name].attrs[KERNEL_CALLS]) for name in FUNCTIONS},
     )
     with write_folder_atomic(out, force=force) as folder:
-        manifest = replace(manifest, library=_export(executable, folder))
+        manifest = replace(manifest, library=_export(executable, folder, linker))
         _write_reference(folder, model, manifest)
-        manifest = _compared(folder, manifest)
+        if not missing_here(manifest.target, manifest.features):
+            manifest = _compared(folder, manifest)
         write_manifest(folder, manifest)
     return Artifact.load(out)
 
@@ -176,16 +172,28 @@ def _unused_gates(mod: tvm.IRModule, *, strict: bool) -> dict[str, str]:
     return unused
 
 
-def _open_products(
-    model: Model, annotated: tvm.IRModule, soc: Soc, images: np.ndarray
-) -> dict[str, float]:
-    """Layer → mean of open_in * open_out over `images`, as a fraction of all pairs."""
+def _linker(soc: Soc) -> Callable[..., None] | None:
+    """What links libraries for `soc`; None stands for this machine's own compiler."""
+    triple = soc.target["mtriple"]
+    if triple.startswith("aarch64") and platform.machine() not in ("aarch64", "arm64"):
+        return link_library(triple)
+    if find_compiler() is None:
+        raise ToolError("no C++ compiler to link the library with; `tvm-dynprune doctor` says more")
+    return None
+
+
+def _open_products(model: Model, annotated: tvm.IRModule, images: np.ndarray) -> dict[str, float]:
+    """Layer → mean of open_in * open_out over `images`, as a fraction of all pairs.
+
+    Found out on this machine: gates decide the same on all.
+    """
+    soc = load_soc("host")
     executable = pipeline.build(
         pipeline.lower(pipeline.choose(annotated, soc, "indexed"), soc), soc
     )
     manifest = _manifest(model, annotated, soc, "indexed", {})
     with tempfile.TemporaryDirectory() as name:
-        manifest = replace(manifest, library=_export(executable, Path(name)))
+        manifest = replace(manifest, library=_export(executable, Path(name), _linker(soc)))
         session = Session(Artifact(Path(name), manifest))
         session.run(images)
     products = {}
@@ -242,10 +250,12 @@ def _unique(names: list[str]) -> list[str]:
     return result
 
 
-def _export(executable: relax.VMExecutable, folder: Path) -> str:
+def _export(
+    executable: relax.VMExecutable, folder: Path, linker: Callable[..., None] | None
+) -> str:
     """Link the library into `folder`; returns its name, which has its checksum."""
     path = folder / "library.so"
-    executable.export_library(str(path))
+    executable.export_library(str(path), fcompile=linker)
     name = f"library-{sha256(path)[:12]}.so"
     path.rename(folder / name)
     return name

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from tvm_dynprune.device.bundle import CROSS_COMPILER, CROSS_COMPILER_ADVICE
+from tvm_dynprune.device.emulator import QEMU, QEMU_ADVICE
+from tvm_dynprune.device.linker import LINKER_ADVICE, find_linker
 from tvm_dynprune.files import shipped
 
 TVM_VERSION = "0.27.0.post1"
@@ -61,6 +64,8 @@ def run_doctor() -> list[Check]:
         check_temporary,
         check_torch,
         check_xgboost,
+        check_linker,
+        check_emulator,
     ]
     return [check() for check in checks]
 
@@ -197,6 +202,27 @@ def check_xgboost() -> Check:
         detail = "not installed (needed only to tune)"
         return Check("XGBoost", True, detail, "pip install 'tvm-dynprune[tune]'")
     return Check("XGBoost", True, found)
+
+
+def check_linker() -> Check:
+    """Find a linker for 64-bit ARM, which only compiling for phones needs."""
+    linker = find_linker()
+    if linker is None:
+        return Check("ARM linker", True, "none (needed only to compile for phones)", LINKER_ADVICE)
+    compiler = shutil.which(CROSS_COMPILER)
+    if compiler is None:
+        return Check(
+            "ARM linker", True, f"{linker}; no {CROSS_COMPILER} for bundles", CROSS_COMPILER_ADVICE
+        )
+    return Check("ARM linker", True, f"{linker}; {compiler} builds bundles")
+
+
+def check_emulator() -> Check:
+    """QEMU, which only emulated phones need."""
+    qemu = shutil.which(QEMU)
+    if qemu is None:
+        return Check("QEMU", True, "not installed (needed only to emulate a phone)", QEMU_ADVICE)
+    return Check("QEMU", True, qemu)
 
 
 def _version(package: str) -> str | None:

@@ -12,6 +12,8 @@
     │   │   └── UnusableGateError   a gate that cannot be used, under --strict
     │   ├── SocError            unknown or malformed SoC profile
     │   ├── ArtifactError       damaged, of another version, or built for another CPU
+    │   ├── DeviceError         a device that is not reached, is lost, or cannot run the network
+    │   │   └── DeviceBusyError     somebody else has it
     │   ├── OutputExistsError   would overwrite; asks for --force
     │   └── ToolError           a program or optional package that is missing
     └── NotLoweredError         a gated convolution stayed dense unasked: our own fault
@@ -52,6 +54,14 @@ class SocError(UserError):
 
 class ArtifactError(UserError):
     """An artifact that is damaged, of another version, or built for another CPU."""
+
+
+class DeviceError(UserError):
+    """A device that is not reached, is lost, or cannot run the network."""
+
+
+class DeviceBusyError(DeviceError):
+    """A device that somebody else has."""
 
 
 class OutputExistsError(UserError):

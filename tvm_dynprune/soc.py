@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,20 @@ REQUIRED_TARGET_KEYS = ("mtriple", "mcpu")
 # What `host` turns off where the kernel (or a hypervisor) hides it although LLVM, which goes by
 # the model's name, believes it there. avx512f takes every other AVX-512 feature with it.
 X86_FEATURES = ("avx2", "fma", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+# LLVM's name → the kernel's (Linux, Documentation/arch/arm64/elf_hwcaps.rst).
+ARM_FEATURES = {
+    "neon": "asimd",
+    "lse": "atomics",
+    "rdm": "asimdrdm",
+    "rcpc": "lrcpc",
+    "fullfp16": "asimdhp",
+    "dotprod": "asimddp",
+    "fp16fml": "asimdfhm",
+    "i8mm": "i8mm",
+    "bf16": "bf16",
+    "sve": "sve",
+    "sve2": "sve2",
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,11 @@ class Soc:
     """Last-level cache shared by the cores, in KiB; 0 where there is none."""
     cost: Cost
     """By which the compiler chooses between kernels; of a similar machine for ``host``."""
+
+    @property
+    def multiplies_by_lane(self) -> bool:
+        """Whether one instruction multiplies a vector by one lane of another (fmla on ARM)."""
+        return self.target["mtriple"].startswith(("aarch64", "arm64"))
 
     def tvm_target(self) -> "Target":
         """TVM's target for code that runs on this SoC, with ``num-cores`` set.
@@ -240,14 +260,17 @@ def hidden_x86_features(assumed: set[str], cpuinfo: Path) -> list[str]:
     Virtual machines report a model whose vector units they may have switched off; code for the
     model's name would then die of an illegal instruction. Empty where `cpuinfo` cannot be read.
     """
+    return absent_features([name for name in X86_FEATURES if name in assumed], cpuinfo)
+
+
+def absent_features(wanted: Sequence[str], cpuinfo: Path) -> list[str]:
+    """Return those of `wanted` that the kernel's `cpuinfo` does not list, if it can be read."""
     try:
-        flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
+        listed = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
     except OSError:
         return []
-    if flags is None:
-        return []
-    present = flags.group(1).split()
-    return [feature for feature in X86_FEATURES if feature in assumed and feature not in present]
+    present = wanted if listed is None else listed.group(1).split()
+    return [name for name in wanted if name not in present]
 
 
 def read_caches(folder: Path) -> tuple[int, int, int]:
@@ -280,9 +303,9 @@ def required_features(soc: Soc) -> list[str]:
     """Return the instruction sets, as the kernel names them, that code for `soc` may use."""
     from tvm.target import codegen
 
-    if not soc.target["mtriple"].startswith("x86_64"):
-        return []
     available = codegen.llvm_get_cpu_features(soc.tvm_target())
+    if soc.target["mtriple"].startswith("aarch64"):
+        return [name for feature, name in ARM_FEATURES.items() if feature in available]
     return [feature for feature in X86_FEATURES if feature in available]
 
 
@@ -292,4 +315,4 @@ def missing_here(target: dict[str, Any], features: list[str]) -> str:
     wanted = target["mtriple"].split("-")[0]
     if wanted != architecture:
         return f"the architecture ({wanted}, here is {architecture})"
-    return ", ".join(hidden_x86_features(set(features), Path("/proc/cpuinfo")))
+    return ", ".join(absent_features(features, Path("/proc/cpuinfo")))

@@ -30,6 +30,10 @@ def run_table(result: dict[str, Any]) -> Table:
             median, p95 = np.percentile(times, [50, 95])
             table.add_row(f"latency {name}: median, p95", f"{median:.3f}, {p95:.3f} ms")
         table.add_row("dense / gated", f"{np.median(dense) / np.median(gated):.2f}×")
+    if "instructions" in result:
+        for name, key in (("dense", "instructions_dense"), ("gated", "instructions")):
+            median, p95 = np.percentile(np.array(result[key]) / 1e6, [50, 95])
+            table.add_row(f"{name}: median, p95", f"{median:.2f}, {p95:.2f} million instructions")
     if result["realised_fraction"] is not None:
         table.add_row("realised fraction", f"{result['realised_fraction']:.2f}")
     return table
@@ -37,15 +41,18 @@ def run_table(result: dict[str, Any]) -> Table:
 
 def bench_table(result: dict[str, Any]) -> Table:
     """The headline of a "bench" measurement."""
+    threads = f", {result['threads']} thread(s)" if result["threads"] else ""
     table = Table(
-        title=f"{result['network']} on {result['soc']}, lowering {result['lowering']}, "
-        f"{result['threads']} thread(s)"
+        title=f"{result['network']} on {result['soc']}, lowering {result['lowering']}{threads}"
     )
-    for column in ("engine", "median ms", "p95 ms", "min ms", "max ms", "runs"):
+    unit = result.get("unit", "ms")
+    shown, scale = ("ms", 1.0) if unit == "ms" else ("M instr.", 1e-6)
+    names = ("median", "p95", "min", "max")
+    for column in ("engine", *(f"{name} {shown}" for name in names), "runs"):
         table.add_column(column, justify="left" if column == "engine" else "right")
-    for name, times in result["engines"].items():
-        keys = ("median_ms", "p95_ms", "min_ms", "max_ms")
-        table.add_row(name, *(f"{times[key]:.3f}" for key in keys), str(times["runs"]))
+    for engine, costs in result["engines"].items():
+        values = (f"{scale * costs[f'{name}_{unit}']:.3f}" for name in names)
+        table.add_row(engine, *values, str(costs["runs"]))
     realised = result["realised_fraction"]
     table.caption = (
         f"MAC cut {result['mac_cut']:.1%}, open fraction {result['open_fraction']:.1%}, "

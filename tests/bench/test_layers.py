@@ -26,7 +26,7 @@ def test_the_kernels_of_a_run_are_those_of_the_manifest(
     session = Session(artifact)
     for function in ("main", "dense"):
         planned = [name for name, _ in artifact.manifest.kernels[function]]
-        ran = [name for name, _ in session.kernel_times_ms(images[:1], function=function)]
+        ran = [name for name, _ in session.kernel_ticks(images[:1], function=function)]
         assert [name for name in ran if name in planned] == planned
 
 

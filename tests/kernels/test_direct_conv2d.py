@@ -52,6 +52,7 @@ class Case:
     fill: bool = False
     quick_weights: bool = False
     registers: int = 16
+    by_lane: bool = False
     y_halo: int = 1
 
     @property
@@ -89,6 +90,7 @@ class Case:
             fill=self.fill,
             quick_weights=self.quick_weights,
             registers=self.registers,
+            by_lane=self.by_lane,
         )
 
 
@@ -278,6 +280,16 @@ def test_few_pixels_whose_input_is_walked_once(size, c_in, unit_in, c_out, batch
     case = Case(size=size, c_in=c_in, unit_in=unit_in, c_out=c_out, batch=batch, open_in=True)
     assert case.spec.input_outer
     check(case)
+
+
+@pytest.mark.parametrize("visit", ["all", "blocks", "gather", "group"])
+@pytest.mark.parametrize(("c_in", "unit_in"), [(16, 4), (16, 1), (15, 4)])
+@pytest.mark.parametrize("open_in", [False, True])
+def test_products_by_lane(visit, c_in, unit_in, open_in):
+    case = Case(c_in=c_in, unit_in=unit_in, open_in=open_in, visit=visit, lanes=4, by_lane=True)
+    check(replace(case, registers=32, stride=(2, 1), batch=2 if visit != "group" else 1))
+    kernel = direct_conv2d(case.spec).script()
+    assert ("T.Shuffle" in kernel) == (c_in % 4 == 0 and (not open_in or unit_in == 4))
 
 
 @pytest.mark.parametrize("quick", [False, True])

@@ -134,6 +134,15 @@ def test_open_sets(m: int, kind: str, batch: int, sides: str) -> None:
 
 
 @pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("open_in", [False, True])
+@pytest.mark.parametrize("visit", ["all", "blocks", "gather"])
+def test_products_by_lane(m, open_in, visit) -> None:
+    spec = convolution(open_in=open_in, visit=visit, by_lane=True, registers=32)
+    assert "T.Shuffle" in winograd_conv2d(Winograd(spec, m)).script()
+    check(spec, m, "mixed" if open_in or visit != "all" else "open")
+
+
+@pytest.mark.parametrize("m", [2, 4])
 @pytest.mark.parametrize("unit_in", [2, LANES])
 @pytest.mark.parametrize("visit", ["all", "blocks"])
 def test_quick_weights_are_transformed_at_compile_time(m, unit_in, visit) -> None:

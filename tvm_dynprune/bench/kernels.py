@@ -68,6 +68,7 @@ class KernelCase:
             unit_in=1 if self.visit == "gather" else soc.lanes,
             visit=self.visit,
             registers=soc.vector_registers,
+            by_lane=soc.multiplies_by_lane,
         )
 
 

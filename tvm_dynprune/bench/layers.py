@@ -72,10 +72,10 @@ def _times_by_layer(
     for _ in range(repeat):
         total: dict[str, float] = defaultdict(float)
         position = 0
-        for kernel, time_ms in session.kernel_times_ms(x, function=function):
+        for kernel, time_ns in session.kernel_ticks(x, function=function):
             at = next((i for i in range(position, len(calls)) if calls[i][0] == kernel), None)
             # A kernel of TVM's own belongs to no layer; a conditional's may run more than once.
-            total["" if at is None else calls[at][1]] += time_ms
+            total["" if at is None else calls[at][1]] += time_ns / 1e6
             position = position if at is None else at
             if at is not None and session.manifest.lowering != "if":
                 position = at + 1

@@ -34,15 +34,18 @@ def latency_ms(times_ms: np.ndarray) -> float:
     return float(np.median(times_ms, axis=1).mean())
 
 
-def engine_statistics(times_ms: np.ndarray) -> dict[str, float | int]:
-    """`latency_ms` as median, percentiles, minimum and maximum of all (inputs, runs) in ms."""
+def engine_statistics(costs: np.ndarray, unit: str = "ms") -> dict[str, float | int]:
+    """`latency_ms` as median, percentiles, minimum and maximum of all (inputs, runs).
+
+    `unit` is that of `costs`, "ms" or "instructions", and ends the keys.
+    """
     return {
-        "median_ms": latency_ms(times_ms),
-        "p50_ms": float(np.percentile(times_ms, 50)),
-        "p95_ms": float(np.percentile(times_ms, 95)),
-        "min_ms": float(times_ms.min()),
-        "max_ms": float(times_ms.max()),
-        "runs": int(times_ms.size),
+        f"median_{unit}": latency_ms(costs),
+        f"p50_{unit}": float(np.percentile(costs, 50)),
+        f"p95_{unit}": float(np.percentile(costs, 95)),
+        f"min_{unit}": float(costs.min()),
+        f"max_{unit}": float(costs.max()),
+        "runs": int(costs.size),
     }
 
 

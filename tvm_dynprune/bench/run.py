@@ -3,11 +3,13 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tvm_dynprune.bench.device import device_costs
 from tvm_dynprune.bench.measurement import (
     gate_statistics,
     mac_cut,
@@ -22,6 +24,7 @@ from tvm_dynprune.files import write_atomic
 from tvm_dynprune.progress import track
 from tvm_dynprune.runtime import Artifact, Session
 from tvm_dynprune.runtime.macs import dense_macs
+from tvm_dynprune.runtime.rpc import Device
 
 
 def as_input(images: np.ndarray) -> np.ndarray:
@@ -38,6 +41,7 @@ def measure_run(
     shifts: Sequence[float] = (),
     timed: bool = True,
     reference: np.ndarray | None = None,
+    device: Device | None = None,
 ) -> dict[str, Any]:
     """Run images and return the measurement that `report` reads (kind "run").
 
@@ -53,18 +57,23 @@ def measure_run(
         Measure latencies, which takes most of the time.
     reference
         (N, classes) float32: what the masked network computes in its own framework.
+    device
+        Where to run, if not here; one that counts instructions gives ``instructions`` and
+        ``instructions_dense`` instead of latencies.
 
     Raises
     ------
     DataError
         The images have another size than the network takes.
+    DeviceError
+        The device cannot run the artifact, or is lost.
     """
     labels = data.labels if isinstance(data, LabelledImages) else None
     images = data.images if isinstance(data, LabelledImages) else data
     manifest = artifact.manifest
     x = as_input(images)
     _check_size(artifact, x)
-    session = Session(artifact, threads=threads)
+    session = Session(artifact, threads=threads, device=device)
     if threshold is not None:
         session.set_thresholds(threshold)
     logits = session.run(x)
@@ -92,11 +101,14 @@ def measure_run(
         "mac_cut": cut,
         "max_abs_error": manifest.max_abs_error,
         "provenance": provenance(manifest.versions),
+        "device": None if device is None else asdict(device.info),
     }
     if reference is not None:
         result |= _agreement(logits, reference)
     result |= {"latency_ms": [], "latency_dense_ms": None, "realised_fraction": None}
-    if timed:
+    if timed and device is not None:
+        result |= device_costs(session, _whole_batches(artifact, x), len(x), cut)
+    elif timed:
         result |= _latencies(artifact, x, threads, session.threshold_values, cut)
     if labels is not None and shifts:
         result["points"] = _points(artifact, x, labels, threads, shifts)

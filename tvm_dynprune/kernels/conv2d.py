@@ -28,6 +28,8 @@ from tvm_dynprune.kernels.gather import GatheredVector
 from tvm_dynprune.kernels.reduction import Reduction
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, parallel
 
+LINE = 16  # floats of a cache line
+
 
 @dataclass(frozen=True)
 class Conv2d:
@@ -37,6 +39,7 @@ class Conv2d:
     list become ``after(residual)``, or 0 without a residual, if `fill`, and stay unwritten if not.
     `quick_weights` says that nothing has to be done to fetch weights quickly: they stay in the
     caches from one input to the next, or lists leave hardly any gaps for hardware to stumble over.
+    `by_lane` says that the target multiplies a vector by one lane of another in one instruction.
     """
 
     x: FeatureMap
@@ -57,17 +60,24 @@ class Conv2d:
     fill: bool = False
     quick_weights: bool = False
     registers: int = 32
+    by_lane: bool = False
 
     @property
     def reduction(self) -> Reduction:
         """The loops of a direct convolution over input channels and window."""
         pixels = self.y.height * self.y.width
-        return Reduction(self.x, self.kernel, pixels, self.open_in, self.unit_in)
+        wide = self.by_lane
+        return Reduction(self.x, self.kernel, pixels, self.open_in, self.unit_in, wide)
 
     @property
     def by_input_block(self) -> bool:
         """Whether the list of open inputs is one of blocks."""
         return self.reduction.order == "blocks"
+
+    @property
+    def tile_registers(self) -> int:
+        """Registers, less those that hold the weights of a vector of input channels."""
+        return self.registers - (self.x.lanes if self.by_lane else 0)
 
     @property
     def input_outer(self) -> bool:
@@ -89,6 +99,12 @@ def ask_for(buffer: Buffer, at: tuple) -> None:
     """Prefetch the cache line of an element into the second level, where there is room to wait."""
     address = T.address_of(buffer[at])
     T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))
+
+
+def repeated_lanes(buffer: Buffer, at: tuple, lanes: int) -> list:
+    """Each of `lanes` elements from `at` on as a vector of itself; all are one load."""
+    vector = buffer[(*at, T.Ramp(0, 1, lanes))]
+    return [tirx.Shuffle([vector], [lane] * lanes) for lane in range(lanes)]
 
 
 def conv2d_closed(spec: Conv2d) -> tirx.PrimFunc:

@@ -12,13 +12,14 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvm_dynprune.kernels.conv2d import Conv2d, Conv2dBuilder, ask_for
+from tvm_dynprune.kernels.conv2d import LINE, Conv2d, Conv2dBuilder, ask_for, repeated_lanes
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVector
 from tvm_dynprune.kernels.reduction import Step
 from tvm_dynprune.kernels.tiling import Part, Tile, tiles
 
 _FEW_PIXELS = 64
+_IN_TURNS = 4  # pixels, as many as a multiply-add takes cycles
 _FEW_BLOCKS = 16  # whose open ones may not keep all threads busy
 _MOST_PARTS = 2
 _PARTS = 4  # of the open input channels, where all outputs are computed together
@@ -71,7 +72,7 @@ class _Builder(Conv2dBuilder):
     @property
     def parts(self) -> int:
         y = self.spec.y
-        rows = sum(tile.row_count for tile in tiles(y.height, y.width, self.spec.registers))
+        rows = sum(tile.row_count for tile in tiles(y.height, y.width, self.spec.tile_registers))
         return min(_MOST_PARTS, rows) if y.blocks <= _FEW_BLOCKS else 1
 
     def block(self, n, block, part: Part) -> None:
@@ -91,7 +92,7 @@ class _Builder(Conv2dBuilder):
                     self.store(acc[t, v], n, block, row + i, column + j, v)
 
         def prefetch(following: tuple) -> None:
-            with T.unroll(0, spec.x.lanes) as lane:
+            for lane in range(0, spec.x.lanes, max(1, LINE // self.lanes)):
                 ask_for(self.weight, (block, *following, lane, 0))
 
         # A list has gaps that no hardware foresees; with many pixels it has time to fetch.
@@ -137,7 +138,8 @@ class _Builder(Conv2dBuilder):
             channel = item * channels + c
             place = tirx.floordiv(channel, spec.x.lanes), tirx.floormod(channel, spec.x.lanes)
             for t in range(pixels):
-                x = self._input(n, Step(*place, i, j, channel, ()), t // y.width, t % y.width)
+                step = Step(*place, i, j, channel, ())
+                x = self.x[self._input(n, step, t // y.width, t % y.width)]
                 with T.vectorized(0, lanes) as v:
                     product = x * self.weight[item, at[1], i, j, c, v]
                     T.buffer_store(acc, acc[t, v] + product, [t, v])
@@ -147,7 +149,7 @@ class _Builder(Conv2dBuilder):
     def _pixels(self, n, part: Part, weight, start, finish) -> None:
         """A part of one vector of output channels, a tile of accumulators at a time."""
         y = self.spec.y
-        for k, tile in enumerate(tiles(y.height, y.width, self.spec.registers)):
+        for k, tile in enumerate(tiles(y.height, y.width, self.spec.tile_registers)):
             with part.share(tile.row_count, k) as i, T.serial(0, tile.column_count) as j:
                 row = tile.row + i * tile.height
                 column = tile.column + j * tile.width
@@ -170,9 +172,17 @@ class _Builder(Conv2dBuilder):
                 T.buffer_store(acc, T.float32(0), [t, v])
 
         lists = (self.list_in, self.count_in) if spec.open_in else (None, None)
-        with spec.reduction.loops(n, *lists, end_chunk, self._prefetch) as step:
-            for t, (i, j) in enumerate(tile.pixels):
-                x = self._input(n, step, row + i, column + j)
+        # Kernels of one pixel are merged into others, by passes of TVM's that know no vectors.
+        several = spec.y.height * spec.y.width > 1 and spec.x.lanes == self.lanes
+        by_vector = spec.by_lane and spec.by_input_block and several
+        loops = spec.reduction.loops(n, *lists, end_chunk, self._prefetch, by_vector=by_vector)
+        with loops as step:
+            places = [(t, row + i, column + j) for t, (i, j) in enumerate(tile.pixels)]
+            if by_vector:
+                self._add_by_lane(n, acc, step, places, weight)
+                places = []
+            for t, *place in places:
+                x = self.x[self._input(n, step, *place)]
                 with T.vectorized(0, self.lanes) as v:
                     T.buffer_store(acc, acc[t, v] + x * weight(step, v), [t, v])
         if spec.reduction.chunked:
@@ -180,11 +190,24 @@ class _Builder(Conv2dBuilder):
                 T.buffer_store(acc, acc[t, v] + totals[t, v], [t, v])
         finish(acc, tile, row, column)
 
-    def _input(self, n, step: Step, row, column):
+    def _add_by_lane(self, n, acc, step: Step, places: list[tuple], weight) -> None:
+        """Multiply all channels of a block: pixels in turns, so that none waits for its own sum."""
+        lanes, v = self.spec.x.lanes, T.Ramp(0, 1, self.lanes)
+        for first in range(0, len(places), _IN_TURNS):
+            some = places[first : first + _IN_TURNS]
+            starts = [self._input(n, step, *place)[:-1] for _, *place in some]
+            inputs = [repeated_lanes(self.x, start, lanes) for start in starts]
+            for lane in range(lanes):
+                for (t, *_), x in zip(some, inputs, strict=True):
+                    product = x[lane] * weight(step.at_lane(lane), v)
+                    T.buffer_store(acc, acc[t, v] + product, [t, v])
+
+    def _input(self, n, step: Step, row, column) -> tuple:
+        """Where in x the element is."""
         spec = self.spec
         h = row * spec.stride[0] + step.kh * spec.dilation[0] + (spec.x.halo - spec.pad[0])
         w = column * spec.stride[1] + step.kw * spec.dilation[1] + (spec.x.halo - spec.pad[1])
-        return self.x[n, step.block, h, w, step.lane]
+        return n, step.block, h, w, step.lane
 
     def gathered(self, n, vector: GatheredVector) -> None:
         spec, lanes = self.spec, self.lanes

@@ -37,18 +37,23 @@ class Step(NamedTuple):
     """Position in the reduction, as TIR expressions: block and lane of the channel, kh, kw."""
 
     block: tirx.Var
-    lane: tirx.Var
+    lane: tirx.Var | int
     kh: tirx.Var
     kw: tirx.Var
     index: tirx.Var  # of the channel among those that are walked
     weight: tuple  # index into the packed weights, but for the output channel
+
+    def at_lane(self, lane: int) -> "Step":
+        """Another channel of the block, from the first."""
+        return self._replace(lane=lane, index=self.index + lane, weight=(*self.weight[:-1], lane))
 
 
 @dataclass(frozen=True)
 class Reduction:
     """The loops over input channels and window of one convolution.
 
-    `unit` is how many neighbouring input channels open together where they are `listed`.
+    `unit` is how many neighbouring input channels open together where they are `listed`. Addresses
+    that come from a list are `wide` where an instruction adds a constant to 64 bits only.
     """
 
     x: FeatureMap
@@ -56,6 +61,7 @@ class Reduction:
     pixels: int
     listed: bool
     unit: int
+    wide: bool = False
 
     @property
     def order(self) -> str:
@@ -124,11 +130,14 @@ class Reduction:
         count: Buffer | None,
         end_chunk: Callable[[], None],
         prefetch: Callable[[tuple], None] | None = None,
+        *,
+        by_vector: bool = False,
     ) -> Iterator[Step]:
         """Emit the loops for sample `n`, over the list `items` if there is one.
 
         `end_chunk` emits what follows a chunk, if it is `chunked`. `prefetch` asks for the weights
-        at the index that it gets, those of the next block.
+        at the index that it gets, those of the next block. `by_vector`, in order "blocks", stops at
+        the first lane of each block only.
         """
         kh, kw = self.kernel
         if self.order == "blocks":
@@ -141,7 +150,7 @@ class Reduction:
                     with T.serial(0, kw) as j:
                         if prefetch is not None:
                             prefetch((later, i, j))
-                        with T.serial(0, self.x.lanes) as lane:
+                        with T.serial(0, 1 if by_vector else self.x.lanes) as lane:
                             index = at * self.x.lanes + lane
                             yield Step(block, lane, i, j, index, (block, i, j, lane))
         elif self.order == "window_outer":
@@ -188,4 +197,5 @@ class Reduction:
         else:
             with T.serial(0, count[n]) as position:
                 later = items[n, tirx.min(position + ahead, count[n] - 1)]
-                yield position, items[n, position], later
+                item = items[n, position]
+                yield position, T.cast(item, "int64") if self.wide else item, later

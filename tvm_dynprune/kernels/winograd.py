@@ -19,15 +19,16 @@ from tvm_dynprune.kernels.direct_conv2d import pack_direct_weight
 from tvm_dynprune.kernels.winograd_transforms import transformed_weight
 
 MOST_TILES = 64  # whose products stay in the nearest caches
+_FEW_TILES = 4  # times the lanes: a vector of weights has as many bytes, and takes one cycle a tile
 
 
-def packs_transformed(tiles: int, gated: bool, quick: bool) -> bool:
+def packs_transformed(tiles: int, lanes: int, gated: bool, quick: bool) -> bool:
     """Whether weights are transformed at compile time.
 
     Not where an image needs a part of them for few tiles, and fetching them is not `quick`: it is
     what takes the time then, and it is 9 values before the transform and 16 or 36 after it.
     """
-    return not gated or quick or tiles > MOST_TILES
+    return not gated or quick or tiles > _FEW_TILES * lanes
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Winograd:
         if self.conv.visit == "gather":
             return False
         gated = self.conv.open_in or self.conv.visit != "all"
-        return packs_transformed(self.tiles, gated, self.conv.quick_weights)
+        lanes, quick = self.conv.y.lanes, self.conv.quick_weights
+        return packs_transformed(self.tiles, lanes, gated, quick)
 
     @property
     def by_channel(self) -> bool:

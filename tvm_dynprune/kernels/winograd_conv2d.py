@@ -10,16 +10,17 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import Buffer
 
-from tvm_dynprune.kernels.conv2d import Conv2dBuilder, ask_for
+from tvm_dynprune.kernels.conv2d import LINE, Conv2dBuilder, ask_for, repeated_lanes
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVector
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, cut, cut_evenly
 from tvm_dynprune.kernels.winograd import MOST_TILES, Winograd
 from tvm_dynprune.kernels.winograd_transforms import output_transform, weight_transform
 
-_AT_ONCE = 2  # vectors of input channels whose weights are transformed together
+_AT_ONCE = 32  # input channels whose weights are transformed together
 _FEW_BLOCKS = 16  # whose open ones may not keep all threads busy
 _MOST_PARTS = 4
+_IN_TURNS = 4  # sums, as many as a multiply-add takes cycles
 
 
 def winograd_conv2d(spec: Winograd) -> tirx.PrimFunc:
@@ -142,26 +143,29 @@ class _Builder(Conv2dBuilder):
         return 1 if self.winograd.by_channel else self.spec.x.lanes
 
     @contextmanager
-    def _channels(self, n, first, count) -> Iterator[_Channel]:
-        """Walk the channels of `count` items."""
+    def _channels(self, n, first, count, *, by_vector: bool = False) -> Iterator[_Channel]:
+        """Walk the channels of `count` items; `by_vector` stops at the first of each block only."""
         lanes = self.spec.x.lanes
         with T.serial(0, count) as i:
             item = self._item(n, first + i)
             if self.winograd.by_channel:
                 yield _Channel(i, tirx.floordiv(item, lanes), tirx.floormod(item, lanes))
             else:
-                with T.serial(0, lanes) as c:
+                with T.serial(0, 1 if by_vector else lanes) as c:
                     yield _Channel(i * lanes + c, item, c)
 
     def _item(self, n, position):
-        return self.list_in[n, position] if self.spec.open_in else position
+        if not self.spec.open_in:
+            return position
+        item = self.list_in[n, position]
+        return T.cast(item, "int64") if self.spec.by_lane else item
 
     def _transform_and_multiply(self, part: _Part) -> None:
         """Transform the weights of a few open input channels at a time, and add their products."""
         spec, lanes, n = self.winograd, self.lanes, part.n
-        items, at_once = self._items(n), _AT_ONCE * lanes // self._item_channels
+        items, at_once = self._items(n), _AT_ONCE // self._item_channels
         # One row more: see `Winograd.transformed_shape`.
-        transformed = T.alloc_buffer((spec.points, _AT_ONCE * lanes + 1, lanes), "float32")
+        transformed = T.alloc_buffer((spec.points, _AT_ONCE + 1, lanes), "float32")
         with T.grid(spec.points, part.tiles) as (p, t), T.vectorized(0, lanes) as v:
             T.buffer_store(part.products, T.float32(0), [p, t, v])
         with T.serial(0, tirx.floordiv(items + at_once - 1, at_once)) as chunk:
@@ -191,7 +195,7 @@ class _Builder(Conv2dBuilder):
         if not isinstance(part.block, _Gathered):
             return None
         vector = part.block.vector
-        raw = vector.row_buffer(9 * _AT_ONCE * self.lanes)
+        raw = vector.row_buffer(9 * _AT_ONCE)
         with (
             vector.gather() as (block, copy),
             self._channels(part.n, first, count) as channel,
@@ -228,20 +232,21 @@ class _Builder(Conv2dBuilder):
 
     def _prefetch(self, part: _Part, first, step, steps: int) -> None:
         """Ask for a share of the next weights: a list has gaps that no hardware foresees."""
-        lines = 9 * self._item_channels  # of an item's weights
-        share = -(-_AT_ONCE * 9 * self.lanes // steps)
+        item = 9 * self._item_channels * self.lanes  # its weights
+        lines = -(-item // LINE)
+        share = -(-_AT_ONCE // self._item_channels * lines // steps)
         for k in range(max(1, share // lines)):
             start = step * share + k * lines
             position = tirx.min(first + tirx.floordiv(start, lines), self._items(part.n) - 1)
             inner = [0] * (len(self.winograd.weight_shape) - 3)
             with T.unroll(0, min(share, lines)) as line:
-                at = (tirx.floormod(start, lines) + line) * self.lanes
+                at = (tirx.floormod(start, lines) + line) * LINE
                 ask_for(self.weight, (part.block, self._item(part.n, position), *inner, at))
 
     def _multiply(self, total: _Sum, prefetch: Callable[..., None] | None = None) -> None:
         """Every tile and point of a sum, in pieces that fit the registers."""
         points = self.winograd.points
-        most = max(1, self.spec.registers - SPARE_REGISTERS)
+        most = max(1, self.spec.tile_registers - SPARE_REGISTERS)
         for start, size, count in cut_evenly(total.part.tiles, most):
             at_once = max(k for k in range(1, points + 1) if points % k == 0
                           and k * size <= max(most, size))  # fmt: skip
@@ -258,16 +263,34 @@ class _Builder(Conv2dBuilder):
         places = [(q * size + t, point + q, tile + t) for q in range(at_once) for t in range(size)]
         with T.unroll(0, len(places)) as k, T.vectorized(0, self.lanes) as v:
             T.buffer_store(acc, T.float32(0), [k, v])
-        with self._channels(part.n, total.first, total.count) as channel:
+        by_vector = self.spec.by_lane and not spec.by_channel
+        channels = self._channels(part.n, total.first, total.count, by_vector=by_vector)
+        with channels as channel:
             row = channel.block * spec.tiles + part.tile
-            for k, p, t in places:
+            at = [(part.n, p, row + t) for _, p, t in places]
+            if by_vector:
+                self._add_by_lane(acc, places, at, channel, total.weight)
+                at = []
+            for (k, p, _), where in zip(places, at, strict=False):
                 with T.vectorized(0, self.lanes) as v:
-                    product = self.u[part.n, p, row + t, channel.lane] * total.weight(p, channel, v)
+                    product = self.u[(*where, channel.lane)] * total.weight(p, channel, v)
                     T.buffer_store(acc, acc[k, v] + product, [k, v])
         for k, p, t in places:
             with T.vectorized(0, self.lanes) as v:
                 value = part.products[p, t, v] + acc[k, v] if total.adds else acc[k, v]
                 T.buffer_store(part.products, value, [p, t, v])
+
+    def _add_by_lane(self, acc, places: list, at: list[tuple], channel: _Channel, weight) -> None:
+        """Multiply all channels of a block: sums in turns, so that none waits for itself."""
+        lanes, v = self.spec.x.lanes, T.Ramp(0, 1, self.lanes)
+        for start in range(0, len(places), _IN_TURNS):
+            some = slice(start, start + _IN_TURNS)
+            inputs = [repeated_lanes(self.u, where, lanes) for where in at[some]]
+            for lane in range(lanes):
+                one = _Channel(channel.index + lane, channel.block, lane)
+                for (k, p, _), u in zip(places[some], inputs, strict=True):
+                    product = u[lane] * weight(p, one, v)
+                    T.buffer_store(acc, acc[k, v] + product, [k, v])
 
     def _transform_back(self, part: _Part, strip: _Strip, first) -> None:
         """A^T products A of every tile of a strip whose first row of tiles is given; epilogue."""

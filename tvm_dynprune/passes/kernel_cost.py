@@ -67,7 +67,8 @@ def winograd_cost(
 ) -> float:
     """Cost of a Winograd convolution of `channels_in` open channels, transforms included."""
     tiles, points = plane.tiles, plane.points
-    if packs_transformed(tiles, plane.gated, plane.quick) and not plane.gathered:
+    packs = packs_transformed(tiles, lanes, plane.gated, plane.quick)
+    if packs and not plane.gathered:
         weights = points * cost.weight
     else:
         weights = plane.r**2 * cost.weight + points * cost.weight_transform

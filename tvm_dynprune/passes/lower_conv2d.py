@@ -81,6 +81,7 @@ def _spec(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Conv2d:
         after=activations.get("after"),
         quick_weights=bool(composite.attribute("weights_quick", 0)),
         registers=emitter.registers,
+        by_lane=emitter.by_lane,
     )
 
 

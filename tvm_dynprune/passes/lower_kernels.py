@@ -48,10 +48,12 @@ class LowerKernels:
         float32 lanes of a vector register of the target.
     registers
         Vector registers of the target.
+    by_lane
+        Whether it multiplies a vector by one lane of another in one instruction.
     """
 
-    def __init__(self, lanes: int, registers: int) -> None:
-        self.lanes, self.registers = lanes, registers
+    def __init__(self, lanes: int, registers: int, *, by_lane: bool = False) -> None:
+        self.lanes, self.registers, self.by_lane = lanes, registers, by_lane
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         functions = dict(mod.functions_items())
@@ -60,7 +62,9 @@ class LowerKernels:
         builder, calls = relax.BlockBuilder(), {}
         for global_var, func in functions.items():
             if isinstance(func, relax.Function) and "global_symbol" in (func.attrs or {}):
-                emitter = KernelEmitter(builder, func, functions, self.lanes, self.registers)
+                emitter = KernelEmitter(
+                    builder, func, functions, self.lanes, self.registers, self.by_lane
+                )
                 emitter.emit_function(global_var.name_hint)
                 calls[global_var.name_hint] = json.dumps(emitter.calls)
         lowered = builder.finalize()
@@ -79,8 +83,10 @@ class KernelEmitter:
         functions: Functions,
         lanes: int,
         registers: int,
+        by_lane: bool,
     ) -> None:
-        self.builder, self.func, self.registers = builder, func, registers
+        self.builder, self.func = builder, func
+        self.registers, self.by_lane = registers, by_lane
         self.plan = LayoutPlan(func, functions, lanes)
         self._blocked: dict[Var, Var] = {}
         self._plain: dict[Var, Expr] = {var: var for var in func.params}

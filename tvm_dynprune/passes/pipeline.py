@@ -139,7 +139,7 @@ def lower(mod: tvm.IRModule, soc: Soc) -> tvm.IRModule:
         A kernel was not lowered.
     """
     with soc.tvm_target():
-        mod = LowerKernels(soc.lanes, soc.vector_registers)(mod)
+        mod = LowerKernels(soc.lanes, soc.vector_registers, by_lane=soc.multiplies_by_lane)(mod)
     check_lowered(mod)
     return mod
 

@@ -81,14 +81,14 @@ def render_page(measurements: Sequence[Run | Bench]) -> str:
 
 
 def _tiles(run: Run) -> str:
-    gated, dense = np.median(run.latency_ms), np.median(run.latency_dense_ms or [np.nan])
+    gated, dense = np.median(run.cost), np.median(run.cost_dense or [np.nan])
     tiles = [
         ("accuracy", _percent(run.accuracy), f"{run.images:,} images"),
         ("MAC cut", _percent(run.mac_cut), f"of {run.macs_dense / 1e6:,.1f} million"),
-        ("latency, median", _ms(float(gated)), f"dense {_ms(float(dense))}"),
-        ("realised fraction", _number(run.realised_fraction), "of the MAC cut became time saved"),
+        (f"{_measure(run)}, median", _cost(run, float(gated)), f"dense {_cost(run, float(dense))}"),
+        ("realised fraction", _number(run.realised_fraction), "of the MAC cut was really saved"),
     ]
-    if run.latency_dense_ms:
+    if run.cost_dense:
         tiles.insert(2, ("speed-up", f"{dense / gated:.2f}×", "dense over gated, medians"))
     shown = [
         f'<div class="tile"><span>{name}</span><b>{value}</b><span>{note}</span></div>'
@@ -106,8 +106,8 @@ def _headline(runs: Sequence[Run]) -> str:
         ("accuracy", lambda run: _percent(run.accuracy)),
         ("open fraction, mean", lambda run: _percent(float(np.mean(run.open_fraction)))),
         ("MAC cut", lambda run: _percent(run.mac_cut)),
-        ("gated, median", lambda run: _ms(float(np.median(run.latency_ms)))),
-        ("gated, p95", lambda run: _ms(float(np.percentile(run.latency_ms, 95)))),
+        ("gated, median", lambda run: _cost(run, float(np.median(run.cost)))),
+        ("gated, p95", lambda run: _cost(run, float(np.percentile(run.cost, 95)))),
         ("dense, median", lambda run: _dense(run, 50)),
         ("dense, p95", lambda run: _dense(run, 95)),
         ("gated ÷ dense, median", lambda run: _ratio(run, 50)),
@@ -145,7 +145,7 @@ def _operating_points(runs: Sequence[Run]) -> str:
 def _run_sections(run: Run, prefix: str, *, several: bool) -> str:
     heading = f": {escape(plots.name_run(run))}" if several else ""
     parts = [
-        f"<h2>Latency of each input{heading}</h2>",
+        f"<h2>{_measure(run).capitalize()} of each input{heading}</h2>",
         '<p class="soft">Easy inputs open fewer channels, and cost less.</p>',
         _plot(plots.plot_latency(run, f"{prefix}-latency")),
     ]
@@ -164,21 +164,21 @@ def _run_sections(run: Run, prefix: str, *, several: bool) -> str:
         f"<h2>Easiest and hardest classes{heading}</h2>",
         f'<p class="soft">By {by}, cheapest first.</p>',
         _plot(plots.plot_classes(classes, run.macs_dense, f"{prefix}-classes")),
-        _class_table(classes),
+        _class_table(run, classes),
     ]
     return "\n".join(parts)
 
 
-def _class_table(classes: Sequence[ClassSummary]) -> str:
+def _class_table(run: Run, classes: Sequence[ClassSummary]) -> str:
     rows = "".join(
         f"<tr><th>{escape(one.name)}</th><td>{one.images}</td><td>{_percent(one.accuracy)}</td>"
         f"<td>{_percent(one.open_fraction)}</td><td>{one.macs / 1e6:,.2f} M</td>"
-        f"<td>{_ms(one.median_ms)}</td></tr>"
+        f"<td>{_cost(run, one.median_cost)}</td></tr>"
         for one in classes
     )
     return (
         '<div class="card"><table><thead><tr><th>class</th><th>images</th><th>accuracy</th>'
-        "<th>open fraction</th><th>MACs</th><th>median latency</th></tr></thead>"
+        "<th>open fraction</th><th>MACs</th><th>median cost</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
     )
 
@@ -256,21 +256,29 @@ def _error(value: float | None) -> str:
     return "–" if value is None else f"{value:.1e}"
 
 
+def _measure(run: Run) -> str:
+    return "latency" if run.latency_ms else "instructions"
+
+
+def _cost(run: Run, value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.3g} {run.cost_unit}"
+
+
 def _ms(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.3g} ms"
 
 
 def _dense(run: Run, percentile: int) -> str:
-    if not run.latency_dense_ms:
+    if not run.cost_dense:
         return "–"
-    return _ms(float(np.percentile(run.latency_dense_ms, percentile)))
+    return _cost(run, float(np.percentile(run.cost_dense, percentile)))
 
 
 def _ratio(run: Run, percentile: int) -> str:
-    if not run.latency_dense_ms:
+    if not run.cost_dense:
         return "–"
-    gated = np.percentile(run.latency_ms, percentile)
-    return f"{gated / np.percentile(run.latency_dense_ms, percentile):.2f}"
+    gated = np.percentile(run.cost, percentile)
+    return f"{gated / np.percentile(run.cost_dense, percentile):.2f}"
 
 
 def _agreement(run: Run) -> str:

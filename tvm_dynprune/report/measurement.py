@@ -65,7 +65,8 @@ class Point:
 class Run:
     """Real images through one compiled network; lists without other word are one value per image.
 
-    ``macs`` are multiply-accumulates, latencies milliseconds, fractions between 0 and 1.
+    ``macs`` are multiply-accumulates, latencies milliseconds, fractions between 0 and 1. A device
+    that counts instructions gives those, and no latencies.
     """
 
     network: str
@@ -89,10 +90,29 @@ class Run:
     max_abs_error: float | None = None
     agreement: Agreement | None = None
     points: list[Point] | None = None
+    instructions: list[float] | None = None
+    instructions_dense: list[float] | None = None
+
+    @property
+    def cost(self) -> list[float]:
+        """What each image took, in `cost_unit`."""
+        return self.latency_ms or [count / 1e6 for count in self.instructions or []]
+
+    @property
+    def cost_dense(self) -> list[float] | None:
+        """What each image took without gates, in `cost_unit`."""
+        counts = self.instructions_dense
+        return self.latency_dense_ms or (counts and [count / 1e6 for count in counts])
+
+    @property
+    def cost_unit(self) -> str:
+        """Milliseconds, or millions of instructions."""
+        return "ms" if self.latency_ms else "M instructions"
 
     def check(self) -> None:
         """Raise ValueError, with the field's name, if two fields contradict each other."""
-        for name in ("predictions", "macs", "latency_ms", "open_fraction", "labels"):
+        cost = "latency_ms" if self.instructions is None else "instructions"
+        for name in ("predictions", "macs", cost, "open_fraction", "labels"):
             values = getattr(self, name)
             if values is not None and len(values) != self.images:
                 raise ValueError(f"{name} has {len(values)} values for {self.images} images")
@@ -218,7 +238,7 @@ class ClassSummary:
     accuracy: float | None
     open_fraction: float
     macs: float
-    median_ms: float
+    median_cost: float  # in the run's unit
 
 
 def summarise_classes(run: Run) -> list[ClassSummary]:
@@ -226,7 +246,7 @@ def summarise_classes(run: Run) -> list[ClassSummary]:
     group = np.array(run.predictions if run.labels is None else run.labels)
     correct = None if run.labels is None else np.array(run.predictions) == group
     macs, open_fraction = np.array(run.macs), np.array(run.open_fraction)
-    latency_ms = np.array(run.latency_ms)
+    cost = np.array(run.cost)
     summaries = [
         ClassSummary(
             name=run.classes[index],
@@ -234,7 +254,7 @@ def summarise_classes(run: Run) -> list[ClassSummary]:
             accuracy=None if correct is None else float(correct[group == index].mean()),
             open_fraction=float(open_fraction[group == index].mean()),
             macs=float(macs[group == index].mean()),
-            median_ms=float(np.median(latency_ms[group == index])),
+            median_cost=float(np.median(cost[group == index])),
         )
         for index in np.unique(group)
     ]

@@ -106,13 +106,13 @@ def plot_operating_points(runs: Sequence[Run], prefix: str) -> str:
 
 
 def plot_latency(run: Run, prefix: str) -> str:
-    """Latency against open fraction, a dot per image, with the median of each twentieth."""
+    """Cost against open fraction, a dot per image, with the median of each twentieth."""
     with _style():
         figure = Figure(figsize=(9, 3.5), layout="constrained")
         axes = figure.subplots()
-        x, y = 100 * np.array(run.open_fraction), np.array(run.latency_ms)
+        x, y = 100 * np.array(run.open_fraction), np.array(run.cost)
         # One hiccup of the system must not press all other dots into a line.
-        top = max(float(np.percentile(y, 99)) * 1.25, float(np.median(run.latency_dense_ms or [0])))
+        top = max(float(np.percentile(y, 99)) * 1.25, float(np.median(run.cost_dense or [0])))
         dots = {"s": 9, "alpha": 0.35, "linewidths": 0, "rasterized": len(x) > RASTER_ABOVE}
         axes.scatter(x, y, color=COLOURS[0], label="one image", **dots)
         order = np.argsort(x)
@@ -120,10 +120,11 @@ def plot_latency(run: Run, prefix: str) -> str:
         centres = [float(np.median(x[part])) for part in parts]
         medians = [float(np.median(y[part])) for part in parts]
         axes.plot(centres, medians, color=COLOURS[1], linewidth=2, label="median of neighbours")
-        if run.latency_dense_ms:
-            dense_ms = float(np.median(run.latency_dense_ms))
-            _mark(axes, dense_ms, COLOURS[5], vertical=False, label="all open: dense, median")
-        axes.set(xlabel="open fraction of this image, %", ylabel="latency, ms")
+        if run.cost_dense:
+            dense = float(np.median(run.cost_dense))
+            _mark(axes, dense, COLOURS[5], vertical=False, label="all open: dense, median")
+        ylabel = "latency, ms" if run.latency_ms else run.cost_unit
+        axes.set(xlabel="open fraction of this image, %", ylabel=ylabel)
         axes.set_ylim(0, top * 1.08)
         hidden = int((y > top * 1.08).sum())
         if hidden:

@@ -19,7 +19,6 @@ import numpy as np
 
 from tvm_dynprune.errors import ArtifactError
 from tvm_dynprune.files import sha256
-from tvm_dynprune.soc import missing_here
 
 FORMAT = 2
 FUNCTIONS = ("main", "dense")
@@ -91,18 +90,12 @@ class Artifact:
         Raises
         ------
         ArtifactError
-            It is none, is damaged, was built by another version of TVM, or for another CPU.
+            It is none, is damaged, or was built by another version of TVM.
         """
         path = Path(path)
         manifest = _read_manifest(path)
         _check_version(path, manifest)
         _check_files(path, manifest)
-        missing = missing_here(manifest.target, manifest.features)
-        if missing:
-            raise ArtifactError(
-                f"{path}: built for {manifest.soc}, this machine lacks {missing}; compile it "
-                "with --soc host"
-            )
         return cls(path, manifest)
 
     def reference(self) -> dict[str, np.ndarray]:

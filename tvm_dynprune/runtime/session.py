@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Session: run an artifact on this machine."""
+"""Session: run an artifact, on this machine or on a device."""
 
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import tvm
-from tvm import relax
 
 from tvm_dynprune.errors import DataError, UserError
 from tvm_dynprune.runtime.artifact import Artifact
+from tvm_dynprune.runtime.machine import LocalMachine
 from tvm_dynprune.runtime.macs import executed_macs
+from tvm_dynprune.runtime.rpc import Device, DeviceMachine
 
 TOLERANCE = 1e-4  # of the output's scale
 
@@ -37,17 +35,33 @@ class Session:
     artifact
         What to run.
     threads
-        Worker threads; more than the machine has cores only slows down.
+        Worker threads here; more than the machine has cores only slows down. A device's are those
+        that its server was started with.
+    device
+        Where to run it, if not here; see `connect`.
+
+    Raises
+    ------
+    ArtifactError
+        The artifact was built for another CPU than this machine's.
+    DeviceError
+        The device cannot run it, or is lost; so do all methods that run something.
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int = 1) -> None:
+    def __init__(
+        self, artifact: Artifact, *, threads: int = 1, device: Device | None = None
+    ) -> None:
         self.artifact, self.manifest = artifact, artifact.manifest
-        # Read at every parallel loop; with one thread there is no pool in between.
-        os.environ["TVM_NUM_THREADS"] = str(threads)
-        library = tvm.runtime.load_module(str(artifact.path / self.manifest.library))
-        self._vm = relax.VirtualMachine(library, tvm.cpu())
+        self._machine: LocalMachine | DeviceMachine = (
+            LocalMachine(artifact, threads) if device is None else device.load(artifact)
+        )
         self._thresholds = self._default_thresholds()
         self._open = [np.ones((0, gate.channels), bool) for gate in self.manifest.gates]
+
+    @property
+    def clock(self) -> str:
+        """What ticks are: "time", in ns, or "instructions" on a device that counts them."""
+        return self._machine.clock
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -134,9 +148,7 @@ class Session:
         """(N,) int64: multiply-accumulates that each input of the last `run` took."""
         return executed_macs(self.manifest.layers, self._open)
 
-    def prepared(
-        self, x: np.ndarray, *, function: str = "main"
-    ) -> Callable[[], Sequence[tvm.runtime.Tensor]]:
+    def prepared(self, x: np.ndarray, *, function: str = "main") -> Callable[[], Sequence]:
         """Return a call of the compiled function on one batch, for timing: nothing is copied.
 
         Parameters
@@ -151,33 +163,38 @@ class Session:
         Callable
             Each call computes anew and returns the outputs, for "main" followed by what each gate
             decided.
+
+        Raises
+        ------
+        UserError
+            The session is a device's, whose own clock has to be used: `device_ticks`.
         """
-        call, arguments = self._vm[function], self._arguments(function, self._checked(x))
-        return lambda: call(*arguments)
+        if not isinstance(self._machine, LocalMachine):
+            raise UserError("calls over RPC are not to be timed here: use device_ticks")
+        return self._machine.prepared(function, self._arguments(function, self._checked(x)))
 
-    def kernel_times_ms(self, x: np.ndarray, *, function: str = "main") -> list[tuple[str, float]]:
-        """Kernels of the compiled function in the order in which they ran, with their times.
+    def device_ticks(
+        self, x: np.ndarray, *, function: str = "main", repeats: int = 1
+    ) -> list[float]:
+        """Ticks of the device's clock (ns or instructions) that one batch takes, `repeats` times.
 
-        Parameters are those of `prepared`. A time has about a microsecond of the measurement's own.
+        Raises
+        ------
+        UserError
+            The session is of this machine: use `prepared`.
         """
-        found: list[tuple[str, float]] = []
-        started = 0.0
+        if not isinstance(self._machine, DeviceMachine):
+            raise UserError("this machine has no evaluator of its own: use prepared")
+        arguments = self._arguments(function, self._checked(x))
+        return self._machine.evaluate(function, arguments, repeats)
 
-        def around(_func: object, name: str, before: bool, _result: object, *_arguments: object):
-            nonlocal started
-            if before:
-                started = time.perf_counter()
-            elif not name.startswith("vm.builtin"):
-                found.append((name, (time.perf_counter() - started) * 1e3))
-            return 0
+    def kernel_ticks(self, x: np.ndarray, *, function: str = "main") -> list[tuple[str, int]]:
+        """Kernels of the compiled function in the order in which they ran, with their costs.
 
-        call = self.prepared(x, function=function)
-        self._vm.set_instrument(around)
-        try:
-            call()
-        finally:
-            self._vm.set_instrument(None)
-        return found
+        Parameters are those of `prepared`. A cost is in nanoseconds, or in instructions where a
+        device counts those; it has about a microsecond of the measurement's own.
+        """
+        return self._machine.kernel_ticks(function, self._arguments(function, self._checked(x)))
 
     def self_test(self) -> SelfTest:
         """Run the reference inputs and compare with the reference outputs."""
@@ -207,11 +224,8 @@ class Session:
             raise DataError(f"input of dtype {x.dtype}: the network takes float32 in [0, 1]")
         return np.ascontiguousarray(x)
 
-    def _arguments(self, function: str, x: np.ndarray) -> list[tvm.runtime.Tensor]:
-        arguments = [tvm.runtime.tensor(x)]
-        if function == "main" and len(self._thresholds):
-            arguments.append(tvm.runtime.tensor(self._thresholds))
-        return arguments
+    def _arguments(self, function: str, x: np.ndarray) -> list[np.ndarray]:
+        return [x, self._thresholds] if function == "main" and len(self._thresholds) else [x]
 
     def _run(self, function: str, x: np.ndarray) -> list[np.ndarray]:
         x = self._checked(x)
@@ -222,8 +236,8 @@ class Session:
             size = len(piece)
             if size < batch:  # fill the last batch up with its last image
                 piece = np.concatenate([piece, np.repeat(piece[-1:], batch - size, axis=0)])
-            results = self._vm[function](*self._arguments(function, piece))
-            pieces.append([result.numpy()[:size] for result in results])
+            results = self._machine.invoke(function, self._arguments(function, piece))
+            pieces.append([result[:size] for result in results])
         joined = [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
         outputs = len(self.manifest.output_shapes)
         if function == "main":
