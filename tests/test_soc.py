@@ -21,7 +21,14 @@ from tvm_dynprune.soc import (
     read_profile,
 )
 
-SHIPPED = ["aarch64-generic", "raspberry-pi-4", "raspberry-pi-5", "x86-avx2", "x86-avx512"]
+SHIPPED = [
+    "aarch64-generic",
+    "android-generic",
+    "raspberry-pi-4",
+    "raspberry-pi-5",
+    "x86-avx2",
+    "x86-avx512",
+]
 PROFILE = """\
 description = "a board"
 cores = 2
@@ -113,7 +120,7 @@ def test_features_that_a_virtual_machine_hides_are_found(tmp_path, flags, hidden
 
 def test_features_are_believed_where_the_kernel_says_nothing(tmp_path):
     assert hidden_x86_features({"avx2"}, tmp_path / "none") == []
-    (tmp_path / "cpuinfo").write_text("Features : fp asimd\n")
+    (tmp_path / "cpuinfo").write_text("Hardware : BCM2712\n")
     assert hidden_x86_features({"avx2"}, tmp_path / "cpuinfo") == []
 
 

@@ -175,8 +175,11 @@ def _unused_gates(mod: tvm.IRModule, *, strict: bool) -> dict[str, str]:
 def _linker(soc: Soc) -> Callable[..., None] | None:
     """What links libraries for `soc`; None stands for this machine's own compiler."""
     triple = soc.target["mtriple"]
-    if triple.startswith("aarch64") and platform.machine() not in ("aarch64", "arm64"):
-        return link_library(triple)
+    here = {"arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    if not triple.startswith(here):
+        if triple.startswith("aarch64"):
+            return link_library(triple)
+        raise ToolError(f"SoC {soc.name}: code for {triple} is not linked on {here}; compile there")
     if find_compiler() is None:
         raise ToolError("no C++ compiler to link the library with; `tvm-dynprune doctor` says more")
     return None

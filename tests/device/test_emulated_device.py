@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A phone from end to end, under QEMU: bundle, tracker, upload, run, profile, crash."""
 
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from tvm_dynprune.bench.run import as_input, measure_run, write_json
 from tvm_dynprune.compiler import compile, load_model
 from tvm_dynprune.data import load_images
 from tvm_dynprune.device import EmulatedDevice, build_bundle
+from tvm_dynprune.device.bundle import LOADER, SERVER
 from tvm_dynprune.device.linker import link_library
 from tvm_dynprune.errors import DeviceBusyError, DeviceError
 from tvm_dynprune.files import shipped
@@ -215,3 +217,20 @@ def test_a_device_that_vanishes_is_one_line(bundle, demo, sample) -> None:
                 session.run(as_input(sample[:1]))
         with pytest.raises(DeviceError, match="no device server answers"):
             connect(device.address)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--host", "localhost"], "an IPv4 address as 127.0.0.1"),
+        (["--prt", "9090"], "--prt: options are --host --port"),
+        (["--port"], "each with a value"),
+        (["--key", "phone"], "--tracker and --key go together"),
+    ],
+)
+def test_the_server_refuses_what_it_does_not_know(bundle, options, told) -> None:
+    command = ["qemu-aarch64", bundle / LOADER, "--library-path", bundle, bundle / SERVER]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1

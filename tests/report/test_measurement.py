@@ -119,7 +119,7 @@ def test_classes_are_summarised_cheapest_first(write):
     data |= {"open_fraction": [0.1, 0.4, 0.3, 0.6]}
     easy, hard = summarise_classes(write(data))
     assert (easy.name, easy.images, easy.accuracy, easy.macs) == (CLASSES[2], 2, 1.0, 15)
-    assert (hard.name, hard.accuracy, hard.median_ms) == (CLASSES[0], 0.5, 5)
+    assert (hard.name, hard.accuracy, hard.median_cost) == (CLASSES[0], 0.5, 5)
     assert easy.open_fraction == pytest.approx(0.2)
 
 

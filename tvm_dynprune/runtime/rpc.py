@@ -24,6 +24,7 @@ from tvm_dynprune.runtime.artifact import Artifact, versions
 STATUS_MAGIC = 0x44505231  # device/server/main.cc
 ANSWER_S = 5.0  # in which a server or a tracker answers a short question
 ENDING_S = 1.0  # that a session takes to end after its client has closed it
+_LOST = ("RPCCode::kReturn", "kShutdown", "Broken pipe", "Connection reset")
 POLL_S = 0.2  # between looks at a device that is busy
 
 
@@ -369,7 +370,7 @@ def _reason(error: Exception) -> str:
     text = str(error)
     if told := re.search(r"Device(?:Crash|Timeout): (.*)", text):
         return told[1]
-    if "kShutdown" in text or "Broken pipe" in text or "Connection reset" in text:
+    if any(sign in text for sign in _LOST):
         return "the connection was lost"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

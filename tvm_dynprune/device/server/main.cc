@@ -98,7 +98,15 @@ class Server {
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_port = htons(static_cast<uint16_t>(std::atoi(options_["port"].c_str())));
-    inet_pton(AF_INET, options_["host"].c_str(), &address.sin_addr);
+    if (inet_pton(AF_INET, options_["host"].c_str(), &address.sin_addr) != 1) {
+      std::fprintf(stderr, "dynprune_server: --host %s: an IPv4 address as 127.0.0.1\n",
+                   options_["host"].c_str());
+      std::exit(2);
+    }
+    if (ntohl(address.sin_addr.s_addr) != INADDR_LOOPBACK) {
+      std::fprintf(stderr, "dynprune_server: whoever reaches %s can run any code on this device\n",
+                   options_["host"].c_str());
+    }
     listener_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     int one = 1;
     setsockopt(listener_, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
@@ -248,16 +256,18 @@ void RunOnCores(const std::string& list) {
 int main(int argc, char** argv) {
   dynprune::Options options{
       {"host", "127.0.0.1"}, {"port", "9090"}, {"key", ""}, {"work", "work"}, {"threads", "1"}};
+  const std::string known = " --host --port --tracker --key --work --threads --cores --clock ";
   for (int i = 1; i < argc; i += 2) {
-    if (std::strncmp(argv[i], "--", 2) != 0 || i + 1 == argc) {
-      std::fprintf(stderr, "dynprune_server: %s: an option takes a value, as in --port 9090\n", argv[i]);
+    if (known.find(" " + std::string(argv[i]) + " ") == std::string::npos || i + 1 == argc) {
+      std::fprintf(stderr, "dynprune_server: %s: options are%seach with a value\n", argv[i],
+                   known.c_str());
       return 2;
     }
     options[argv[i] + 2] = argv[i + 1];
   }
-  if (options["host"] != "127.0.0.1") {
-    std::fprintf(stderr, "dynprune_server: whoever reaches %s can run any code on this device\n",
-                 options["host"].c_str());
+  if (options.count("tracker") != (options["key"].empty() ? 0 : 1)) {
+    std::fprintf(stderr, "dynprune_server: --tracker and --key go together\n");
+    return 2;
   }
   mkdir(options["work"].c_str(), 0700);
   signal(SIGPIPE, SIG_IGN);
