@@ -21,6 +21,7 @@ from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.conv2d import Conv2d, conv2d_closed, pack_channels
 from tvm_dynprune.kernels.direct_conv2d import direct_conv2d, pack_direct_weight
 from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.kernels.schedule import Schedule
 
 RELU, RELU6 = Activation(0.0, None), Activation(0.0, 6.0)
 OPENNESS = ("open", "closed", "mixed")
@@ -51,6 +52,7 @@ class Case:
     group_blocks: int = 1
     fill: bool = False
     quick_weights: bool = False
+    tile: tuple[int, int] | None = None
     registers: int = 16
     by_lane: bool = False
     y_halo: int = 1
@@ -88,7 +90,7 @@ class Case:
             visit=self.visit,
             group_blocks=self.group_blocks,
             fill=self.fill,
-            quick_weights=self.quick_weights,
+            schedule=Schedule(quick_weights=self.quick_weights, tile=self.tile),
             registers=self.registers,
             by_lane=self.by_lane,
         )
@@ -297,6 +299,12 @@ def test_only_listed_weights_that_are_not_quick_to_fetch_are_prefetched(quick):
     case = Case(c_in=24, unit_in=8, c_out=40, open_in=True, quick_weights=quick)
     assert ("T.prefetch(" in direct_conv2d(case.spec).script()) == (not quick)
     check(case)
+
+
+@pytest.mark.parametrize("tile", [(1, 1), (1, 5), (2, 3), (4, 3), (9, 9)])
+@pytest.mark.parametrize("visit", ["all", "blocks", "gather"])
+def test_tiles_that_a_schedule_names(tile, visit):
+    check(Case(size=(7, 6), visit=visit, tile=tile))
 
 
 def test_few_pixels_with_strides_and_everything_in_the_epilogue():

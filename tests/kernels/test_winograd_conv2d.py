@@ -22,6 +22,7 @@ from tests.kernels.util import (
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
 from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.winograd import Winograd, pack_winograd_weight
 from tvm_dynprune.kernels.winograd_conv2d import winograd_conv2d
 from tvm_dynprune.kernels.winograd_input import winograd_input
@@ -142,13 +143,27 @@ def test_products_by_lane(m, open_in, visit) -> None:
     check(spec, m, "mixed" if open_in or visit != "all" else "open")
 
 
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize(
+    ("sums", "strip_tiles", "channels_at_once"), [(1, 1, 1), (5, 8, 16), (12, 256, 64)]
+)
+@pytest.mark.parametrize("visit", ["blocks", "gather"])
+def test_schedules(sums, strip_tiles, channels_at_once, quick, visit) -> None:
+    schedule = Schedule(
+        quick_weights=quick, sums=sums, strip_tiles=strip_tiles, channels_at_once=channels_at_once
+    )
+    unit_in = 1 if visit == "gather" else LANES
+    spec = convolution(size=(19, 18), open_in=True, unit_in=unit_in, visit=visit, schedule=schedule)
+    check(spec, 2, "mixed")
+
+
 @pytest.mark.parametrize("m", [2, 4])
 @pytest.mark.parametrize("unit_in", [2, LANES])
 @pytest.mark.parametrize("visit", ["all", "blocks"])
 def test_quick_weights_are_transformed_at_compile_time(m, unit_in, visit) -> None:
     spec = convolution(open_in=True, unit_in=unit_in, visit=visit)
     assert not Winograd(spec, m).packs_transformed
-    spec = replace(spec, quick_weights=True)
+    spec = replace(spec, schedule=Schedule(quick_weights=True))
     assert Winograd(spec, m).packs_transformed
     check(spec, m, "mixed")
 

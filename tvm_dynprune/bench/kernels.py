@@ -8,11 +8,9 @@ import numpy as np
 import tvm
 
 from tvm_dynprune.kernels.conv2d import Conv2d
-from tvm_dynprune.kernels.direct_conv2d import direct_conv2d
+from tvm_dynprune.kernels.convolution import Convolution
 from tvm_dynprune.kernels.feature_map import FeatureMap
-from tvm_dynprune.kernels.winograd import Winograd
-from tvm_dynprune.kernels.winograd_conv2d import winograd_conv2d
-from tvm_dynprune.kernels.winograd_input import winograd_input
+from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.soc import Soc
 
 _MOST_COPIES = 64
@@ -82,25 +80,19 @@ def time_kernel(
 ) -> dict[float, float]:
     """Open fraction of both sides → median time in ms of the kernel, or of Winograd's two.
 
-    `quick` is `Conv2d.quick_weights`. Each of the `runs`, or more where there are copies of the
+    `quick` is `Schedule.quick_weights`. Each of the `runs`, or more where there are copies of the
     weights, is timed on its own: a kernel that is repeated at once finds its weights in the caches.
     """
-    spec = replace(case.conv2d(soc), quick_weights=quick)
+    schedule = Schedule(case.algorithm, quick_weights=quick)
+    spec = replace(case.conv2d(soc), schedule=schedule)
+    convolution = Convolution(spec)
     tensor = tvm.runtime.tensor
     x, y = (tensor(np.zeros(m.shape, "float32")) for m in (spec.x, spec.y))
-    if case.algorithm == "direct":
-        stages, u = [], x
-        kernel = _compiled(soc, direct_conv2d(spec))
-        inner = spec.reduction.weight_shape
-        if spec.visit == "gather":
-            inner = (spec.x.channels, *spec.kernel)
-        shape = (spec.y.blocks, *inner, soc.lanes)
-    else:
-        winograd = Winograd(spec, int(case.algorithm[-1]))
-        u = tensor(np.zeros(winograd.transformed_shape, "float32"))
-        stages = [_compiled(soc, winograd_input(winograd))]
-        kernel = _compiled(soc, winograd_conv2d(winograd))
-        shape = winograd.weight_shape
+    stages, u = [], x
+    if convolution.first is not None and convolution.winograd is not None:
+        u = tensor(np.zeros(convolution.winograd.transformed_shape, "float32"))
+        stages = [_compiled(soc, convolution.first)]
+    kernel, shape = _compiled(soc, convolution.kernel), convolution.weight_shape
     copies = case.in_turns_mib * 2**20 // (4 * int(np.prod(shape)))
     copies = min(max(1, copies), _MOST_COPIES)
     weights = [tensor(np.zeros(shape, "float32")) for _ in range(copies)]

@@ -15,7 +15,7 @@ Output channels are visited in one of four ways (`Conv2d.visit`):
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tvm import tirx
@@ -26,6 +26,7 @@ from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
 from tvm_dynprune.kernels.gather import GatheredVector
 from tvm_dynprune.kernels.reduction import Reduction
+from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, parallel
 
 LINE = 16  # floats of a cache line
@@ -37,8 +38,6 @@ class Conv2d:
 
     ``y = after(before(conv(x, weight) + bias) * scale + residual)``; channels outside the output
     list become ``after(residual)``, or 0 without a residual, if `fill`, and stay unwritten if not.
-    `quick_weights` says that nothing has to be done to fetch weights quickly: they stay in the
-    caches from one input to the next, or lists leave hardly any gaps for hardware to stumble over.
     `by_lane` says that the target multiplies a vector by one lane of another in one instruction.
     """
 
@@ -58,7 +57,7 @@ class Conv2d:
     visit: str = "all"
     group_blocks: int = 1  # group: blocks per channel group
     fill: bool = False
-    quick_weights: bool = False
+    schedule: Schedule = field(default_factory=Schedule)
     registers: int = 32
     by_lane: bool = False
 

@@ -16,7 +16,7 @@ from tvm_dynprune.kernels.conv2d import LINE, Conv2d, Conv2dBuilder, ask_for, re
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVector
 from tvm_dynprune.kernels.reduction import Step
-from tvm_dynprune.kernels.tiling import Part, Tile, tiles
+from tvm_dynprune.kernels.tiling import Part, Tile, tile_size, tiles
 
 _FEW_PIXELS = 64
 _IN_TURNS = 4  # pixels, as many as a multiply-add takes cycles
@@ -24,6 +24,17 @@ _FEW_BLOCKS = 16  # whose open ones may not keep all threads busy
 _MOST_PARTS = 2
 _PARTS = 4  # of the open input channels, where all outputs are computed together
 _AT_ONCE = 4  # input channels, likewise: the sums are loaded and stored once for them
+
+
+def direct_weight_shape(spec: Conv2d) -> tuple[int, ...]:
+    """Shape of the packed weights."""
+    x, y = spec.x, spec.y
+    if spec.input_outer:
+        items = spec.reduction.list_length
+        return (items, y.blocks, *spec.kernel, x.channels // items, y.lanes)
+    if spec.visit == "gather":
+        return (y.blocks, x.channels, *spec.kernel, y.lanes)
+    return (y.blocks, *spec.reduction.weight_shape, y.lanes)
 
 
 def pack_direct_weight(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
@@ -51,17 +62,8 @@ class _Builder(Conv2dBuilder):
     _prefetch: Callable[[tuple], None] | None = None
 
     def declare_input(self) -> None:
-        spec, y = self.spec, self.spec.y
-        inner = spec.reduction.weight_shape
-        self.x = spec.x.argument("x")
-        if spec.input_outer:
-            items = spec.reduction.list_length
-            shape = (items, y.blocks, *spec.kernel, spec.x.channels // items, self.lanes)
-        elif spec.visit == "gather":
-            shape = (y.blocks, spec.x.channels, *spec.kernel, self.lanes)
-        else:
-            shape = (y.blocks, *inner, self.lanes)
-        self.weight = T.arg("weight", T.buffer(shape, "float32"))
+        self.x = self.spec.x.argument("x")
+        self.weight = T.arg("weight", T.buffer(direct_weight_shape(self.spec), "float32"))
 
     def sample(self, n) -> None:
         if self.spec.input_outer:
@@ -71,9 +73,14 @@ class _Builder(Conv2dBuilder):
 
     @property
     def parts(self) -> int:
+        rows = sum(tile.row_count for tile in self._tiles)
+        return min(_MOST_PARTS, rows) if self.spec.y.blocks <= _FEW_BLOCKS else 1
+
+    @property
+    def _tiles(self) -> list[Tile]:
         y = self.spec.y
-        rows = sum(tile.row_count for tile in tiles(y.height, y.width, self.spec.tile_registers))
-        return min(_MOST_PARTS, rows) if y.blocks <= _FEW_BLOCKS else 1
+        rule = tile_size(y.height, y.width, self.spec.tile_registers)
+        return tiles(y.height, y.width, self.spec.schedule.tile or rule)
 
     def block(self, n, block, part: Part) -> None:
         spec = self.spec
@@ -97,7 +104,7 @@ class _Builder(Conv2dBuilder):
 
         # A list has gaps that no hardware foresees; with many pixels it has time to fetch.
         pixels = spec.y.height * spec.y.width
-        gaps = spec.open_in and not spec.quick_weights
+        gaps = spec.open_in and not spec.schedule.quick_weights
         self._prefetch = prefetch if gaps and pixels <= _FEW_PIXELS else None
         self._pixels(n, part, weight, start, finish)
         with part.first():
@@ -148,8 +155,7 @@ class _Builder(Conv2dBuilder):
 
     def _pixels(self, n, part: Part, weight, start, finish) -> None:
         """A part of one vector of output channels, a tile of accumulators at a time."""
-        y = self.spec.y
-        for k, tile in enumerate(tiles(y.height, y.width, self.spec.tile_registers)):
+        for k, tile in enumerate(self._tiles):
             with part.share(tile.row_count, k) as i, T.serial(0, tile.column_count) as j:
                 row = tile.row + i * tile.height
                 column = tile.column + j * tile.width

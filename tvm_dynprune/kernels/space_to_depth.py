@@ -15,6 +15,8 @@ from tvm_dynprune.kernels.blocking import Affine
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
 
+POINTS = 6  # of a transform
+
 
 def _offset(pad: int) -> int:
     """Zero weights before the first one, so that the window starts at an even pixel."""
@@ -27,13 +29,14 @@ def kernel_after(kernel: int, pad: int) -> int:
 
 
 def conv2d_over_squares(spec: Conv2d) -> Conv2d:
-    """The equal convolution with steps of 1; its x is what `space_to_depth` writes."""
+    """The equal convolution with steps of 1, by Winograd; its x is what `space_to_depth` writes."""
     x, pad = spec.x, tuple(-(-p // 2) for p in spec.pad)
     kernel = tuple(kernel_after(k, p) for k, p in zip(spec.kernel, spec.pad, strict=True))
     halo = max(*pad, *(k - 1 for k in kernel))
     rows, columns = -(-x.height // 2), -(-x.width // 2)
     squares = FeatureMap(x.batch, 4 * x.channels, rows, columns, 4 * x.channels, halo)
-    return replace(spec, x=squares, kernel=kernel, stride=(1, 1), pad=pad)
+    schedule = replace(spec.schedule, algorithm=f"winograd_{POINTS + 1 - kernel[0]}")
+    return replace(spec, x=squares, kernel=kernel, stride=(1, 1), pad=pad, schedule=schedule)
 
 
 def weight_over_squares(weight: np.ndarray, spec: Conv2d) -> np.ndarray:

@@ -28,8 +28,8 @@ class Tile:
         return [(i, j) for i in range(self.height) for j in range(self.width)]
 
 
-def tiles(height: int, width: int, registers: int) -> list[Tile]:
-    """Tiles that cover every pixel once: full ones, then those of the right and lower edge.
+def tile_size(height: int, width: int, registers: int) -> tuple[int, int]:
+    """Height and width of tiles that keep the registers busy.
 
     Rows of up to ``registers - 4`` accumulators, as equal as can be; narrow planes take several
     rows at a time.
@@ -37,10 +37,14 @@ def tiles(height: int, width: int, registers: int) -> list[Tile]:
     most = max(1, registers - SPARE_REGISTERS)
     tile_width = -(-width // -(-width // most))
     most_rows = max(1, most // tile_width) if tile_width == width else 1
-    tile_height = -(-height // -(-height // most_rows))
+    return -(-height // -(-height // most_rows)), tile_width
+
+
+def tiles(height: int, width: int, size: tuple[int, int]) -> list[Tile]:
+    """Tiles that cover every pixel once: those of `size`, then the edges'."""
     result = []
-    for row, row_size, row_count in cut(height, tile_height):
-        for column, column_size, column_count in cut(width, tile_width):
+    for row, row_size, row_count in cut(height, size[0]):
+        for column, column_size, column_count in cut(width, size[1]):
             result.append(Tile(row, column, row_size, column_size, row_count, column_count))
     return result
 

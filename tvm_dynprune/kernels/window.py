@@ -15,7 +15,7 @@ from tvm.script.ir_builder import IRBuilder, tirx as T
 
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
-from tvm_dynprune.kernels.tiling import Tile, tiles
+from tvm_dynprune.kernels.tiling import Tile, tile_size, tiles
 
 _LOWEST = float(np.finfo("float32").min)
 
@@ -112,7 +112,8 @@ class _Builder:
     def _block(self, n, block) -> None:
         for rows, columns in product(self._regions(0), self._regions(1)):
             clamps = (rows.clamps, columns.clamps)
-            for tile in tiles(rows.size, columns.size, self.spec.registers):
+            size = tile_size(rows.size, columns.size, self.spec.registers)
+            for tile in tiles(rows.size, columns.size, size):
                 with T.grid(tile.row_count, tile.column_count) as (i, j):
                     row = rows.start + tile.row + i * tile.height
                     column = columns.start + tile.column + j * tile.width

@@ -18,7 +18,6 @@ from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.direct_conv2d import pack_direct_weight
 from tvm_dynprune.kernels.winograd_transforms import transformed_weight
 
-MOST_TILES = 64  # whose products stay in the nearest caches
 _FEW_TILES = 4  # times the lanes: a vector of weights has as many bytes, and takes one cycle a tile
 
 
@@ -74,7 +73,7 @@ class Winograd:
         if self.conv.visit == "gather":
             return False
         gated = self.conv.open_in or self.conv.visit != "all"
-        lanes, quick = self.conv.y.lanes, self.conv.quick_weights
+        lanes, quick = self.conv.y.lanes, self.conv.schedule.quick_weights
         return packs_transformed(self.tiles, lanes, gated, quick)
 
     @property

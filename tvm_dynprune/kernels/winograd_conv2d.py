@@ -14,10 +14,9 @@ from tvm_dynprune.kernels.conv2d import LINE, Conv2dBuilder, ask_for, repeated_l
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVector
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, cut, cut_evenly
-from tvm_dynprune.kernels.winograd import MOST_TILES, Winograd
+from tvm_dynprune.kernels.winograd import Winograd
 from tvm_dynprune.kernels.winograd_transforms import output_transform, weight_transform
 
-_AT_ONCE = 32  # input channels whose weights are transformed together
 _FEW_BLOCKS = 16  # whose open ones may not keep all threads busy
 _MOST_PARTS = 4
 _IN_TURNS = 4  # sums, as many as a multiply-add takes cycles
@@ -39,9 +38,9 @@ class _Strip:
 
 def _strips(spec: Winograd) -> list[tuple[_Strip, int]]:
     """The strips of a plane and how many are alike; the last row of tiles may reach past y."""
-    height, m = spec.conv.y.height, spec.m
+    height, m, most = spec.conv.y.height, spec.m, spec.conv.schedule.strip_tiles
     strips = []
-    for row, rows, count in cut_evenly(spec.rows, max(1, MOST_TILES // spec.columns)):
+    for row, rows, count in cut_evenly(spec.rows, max(1, most // spec.columns)):
         whole = max(0, min(count, (height // m - row) // rows))
         strips.append((_Strip(row, rows, rows * m), whole))
         last = row + whole * rows
@@ -138,6 +137,11 @@ class _Builder(Conv2dBuilder):
         return self.count_in[n] if self.spec.open_in else self.spec.x.blocks
 
     @property
+    def _at_once(self) -> int:
+        """Input channels whose weights are transformed together."""
+        return max(self.spec.schedule.channels_at_once, self._item_channels)
+
+    @property
     def _item_channels(self) -> int:
         """Input channels of an item."""
         return 1 if self.winograd.by_channel else self.spec.x.lanes
@@ -163,9 +167,9 @@ class _Builder(Conv2dBuilder):
     def _transform_and_multiply(self, part: _Part) -> None:
         """Transform the weights of a few open input channels at a time, and add their products."""
         spec, lanes, n = self.winograd, self.lanes, part.n
-        items, at_once = self._items(n), _AT_ONCE // self._item_channels
+        items, at_once = self._items(n), self._at_once // self._item_channels
         # One row more: see `Winograd.transformed_shape`.
-        transformed = T.alloc_buffer((spec.points, _AT_ONCE + 1, lanes), "float32")
+        transformed = T.alloc_buffer((spec.points, self._at_once + 1, lanes), "float32")
         with T.grid(spec.points, part.tiles) as (p, t), T.vectorized(0, lanes) as v:
             T.buffer_store(part.products, T.float32(0), [p, t, v])
         with T.serial(0, tirx.floordiv(items + at_once - 1, at_once)) as chunk:
@@ -195,7 +199,7 @@ class _Builder(Conv2dBuilder):
         if not isinstance(part.block, _Gathered):
             return None
         vector = part.block.vector
-        raw = vector.row_buffer(9 * _AT_ONCE)
+        raw = vector.row_buffer(9 * self._at_once)
         with (
             vector.gather() as (block, copy),
             self._channels(part.n, first, count) as channel,
@@ -234,7 +238,7 @@ class _Builder(Conv2dBuilder):
         """Ask for a share of the next weights: a list has gaps that no hardware foresees."""
         item = 9 * self._item_channels * self.lanes  # its weights
         lines = -(-item // LINE)
-        share = -(-_AT_ONCE // self._item_channels * lines // steps)
+        share = -(-self._at_once // self._item_channels * lines // steps)
         for k in range(max(1, share // lines)):
             start = step * share + k * lines
             position = tirx.min(first + tirx.floordiv(start, lines), self._items(part.n) - 1)
@@ -246,7 +250,7 @@ class _Builder(Conv2dBuilder):
     def _multiply(self, total: _Sum, prefetch: Callable[..., None] | None = None) -> None:
         """Every tile and point of a sum, in pieces that fit the registers."""
         points = self.winograd.points
-        most = max(1, self.spec.tile_registers - SPARE_REGISTERS)
+        most = self.spec.schedule.sums or max(1, self.spec.tile_registers - SPARE_REGISTERS)
         for start, size, count in cut_evenly(total.part.tiles, most):
             at_once = max(k for k in range(1, points + 1) if points % k == 0
                           and k * size <= max(most, size))  # fmt: skip

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import tvm
 from tvm import relax
 
-from tvm_dynprune.kernels.space_to_depth import kernel_after
+from tvm_dynprune.kernels.space_to_depth import POINTS, kernel_after
 from tvm_dynprune.passes.composite import PREFIX, as_composite, is_composite, operator_of
 from tvm_dynprune.passes.dataflow import Dataflow, Functions, shape_of
 from tvm_dynprune.passes.kernel_cost import (
@@ -183,7 +183,7 @@ def _gated_sides(func: relax.Function, roles: list[str]) -> list[bool]:
 def tile_side(algorithm: str, kernel: int) -> int:
     """Side of the tiles of a Winograd algorithm, whose transforms have up to 6 points."""
     name = algorithm.removesuffix("_in")
-    return 7 - kernel if name == "winograd_strided" else int(name[-1])
+    return POINTS + 1 - kernel if name == "winograd_strided" else int(name[-1])
 
 
 @dataclass(frozen=True)

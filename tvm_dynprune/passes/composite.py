@@ -13,6 +13,7 @@ The body says what the function means; attributes say what lowering needs to kno
 ``open_unit``      neighbouring channels of open_out that open together; ``open_unit_in`` of open_in
 ``lowering``       dense, if or indexed
 ``algorithm``      of a conv2d: direct, winograd_2 or winograd_4; ``costs``: of each, as JSON
+``schedule``       of a conv2d that was tuned: its `Schedule`, as JSON
 =================  =================================================================================
 """
 

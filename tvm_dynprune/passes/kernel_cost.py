@@ -38,7 +38,7 @@ class WinogradPlane:
     gated
         Whether channels go by lists.
     quick
-        Whether weights are fetched quickly; see `Conv2d.quick_weights`.
+        Whether weights are fetched quickly; see `Schedule.quick_weights`.
     gathered
         Whether vectors of weights are put together from open output channels.
     """

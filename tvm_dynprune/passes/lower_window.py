@@ -14,8 +14,8 @@ from tvm_dynprune.kernels.conv2d import pack_channels
 from tvm_dynprune.kernels.global_average import GlobalAverage, global_average
 from tvm_dynprune.kernels.window import Window, pack_depthwise_weight, window
 from tvm_dynprune.passes.composite import CompositeCall
+from tvm_dynprune.passes.conv2d_spec import parse_activation
 from tvm_dynprune.passes.dataflow import constant_of, shape_of
-from tvm_dynprune.passes.lower_conv2d import parse_activation
 
 if TYPE_CHECKING:
     from tvm_dynprune.passes.lower_kernels import KernelEmitter

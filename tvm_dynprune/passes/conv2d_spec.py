@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a composite convolution to the `Conv2d` that says what its kernel computes."""
+
+from dataclasses import replace
+from math import gcd
+
+from tvm.relax import Var
+
+from tvm_dynprune.kernels.activation import Activation
+from tvm_dynprune.kernels.conv2d import Conv2d
+from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.passes.composite import CompositeCall
+from tvm_dynprune.passes.dataflow import shape_of
+from tvm_dynprune.passes.layout_plan import LayoutPlan
+
+
+def conv2d_spec(
+    plan: LayoutPlan, var: Var, composite: CompositeCall, *, registers: int, by_lane: bool
+) -> Conv2d:
+    """What the kernel of the convolution bound to `var` computes, and how.
+
+    Its `visit` is "group" where it is lowered to conditionals. `registers` and `by_lane` are those
+    of `Conv2d`. Needs ChooseAlgorithm.
+    """
+    attrs, arguments = composite.operator.attrs, composite.arguments
+    activations = {
+        place: parse_activation(step)
+        for place, step in _activation_places(composite.epilogue).items()
+    }
+    residual = arguments.get("residual")
+    spec = Conv2d(
+        x=plan.feature_map(arguments["x"]),
+        y=plan.feature_map(var),
+        kernel=shape_of(arguments["weight"])[2:],
+        stride=tuple(int(s) for s in attrs.strides),
+        pad=tuple(int(p) for p in attrs.padding)[:2],
+        dilation=tuple(int(d) for d in attrs.dilation),
+        bias="bias" in arguments,
+        before=activations.get("before"),
+        scale="scale" in arguments,
+        residual=None if residual is None else plan.feature_map(residual),
+        after=activations.get("after"),
+        schedule=_schedule(composite),
+        registers=registers,
+        by_lane=by_lane,
+    )
+    lowering = str(composite.attribute("lowering"))
+    if lowering == "indexed":
+        return _indexed(plan, var, composite, spec)
+    if lowering == "if" and "open_out" in arguments:
+        return _conditional(composite, spec)
+    return spec
+
+
+def _activation_places(epilogue: list[str]) -> dict[str, str]:
+    """Activation steps, before the scale and residual or after them."""
+    places, seen_middle = {}, False
+    for step in epilogue:
+        if step in ("scale", "residual"):
+            seen_middle = True
+        elif step != "bias":
+            places["after" if seen_middle else "before"] = step
+    return places
+
+
+def parse_activation(step: str) -> Activation:
+    """The activation that an epilogue step names."""
+    if step == "relu":
+        return Activation(0.0, None)
+    _, low, high = step.split(":")
+    return Activation(float(low), float(high))
+
+
+def _schedule(composite: CompositeCall) -> Schedule:
+    """What a log says, or else the chosen algorithm as it is."""
+    tuned = str(composite.attribute("schedule", ""))
+    if tuned:
+        return Schedule.from_json(tuned)
+    algorithm = str(composite.attribute("algorithm")).removesuffix("_in")
+    quick = bool(composite.attribute("weights_quick", 0))
+    return Schedule(algorithm, quick_weights=quick)
+
+
+def _indexed(plan: LayoutPlan, var: Var, composite: CompositeCall, spec: Conv2d) -> Conv2d:
+    lanes = spec.y.lanes
+    if "open_in" in composite.arguments:
+        spec = replace(spec, open_in=True, unit_in=int(composite.attribute("open_unit_in")))
+    inputs_only = str(composite.attribute("algorithm")).endswith("_in")
+    if "open_out" in composite.arguments and not inputs_only:
+        by_block = gcd(int(composite.attribute("open_unit")), lanes) == lanes
+        fill = spec.residual is not None or plan.fills(var)
+        # Channels outside the list are not computed, so a mask of zeros and ones has done its work.
+        scale = spec.scale and not composite.attribute("binary_scale", 0)
+        visit = "blocks" if by_block else "gather"
+        spec = replace(spec, visit=visit, fill=fill, scale=scale)
+    return spec
+
+
+def _conditional(composite: CompositeCall, spec: Conv2d) -> Conv2d:
+    unit, lanes = int(composite.attribute("open_unit")), spec.y.lanes
+    group_blocks = unit // lanes if unit % lanes == 0 else 1
+    # A branch computes a whole group for the whole batch; where only a part is open, the mask acts.
+    exact = unit % lanes == 0 and spec.y.batch == 1 and composite.attribute("binary_scale", 0)
+    return replace(spec, visit="group", group_blocks=group_blocks, scale=spec.scale and not exact)
