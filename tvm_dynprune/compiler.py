@@ -5,7 +5,7 @@ import json
 import logging
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tvm_dynprune.device.linker import link_library
 from tvm_dynprune.doctor import find_compiler
 from tvm_dynprune.errors import ModelError, NotLoweredError, ToolError, UnusableGateError
 from tvm_dynprune.files import refuse_existing, sha256, write_folder_atomic
+from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.choose_algorithm import choices_of
 from tvm_dynprune.passes.dataflow import Dataflow, shape_of
@@ -34,7 +35,7 @@ from tvm_dynprune.runtime.artifact import (
     versions,
     write_manifest,
 )
-from tvm_dynprune.runtime.macs import layer_pairs
+from tvm_dynprune.runtime.calibration import Calibration
 from tvm_dynprune.runtime.session import Session
 from tvm_dynprune.soc import Soc, load_soc, missing_here, required_features
 
@@ -94,6 +95,7 @@ def compile(
     *,
     lowering: str = "auto",
     calibration: np.ndarray | None = None,
+    schedules: Mapping[str, Schedule] | None = None,
     strict: bool = False,
     force: bool = False,
     dump_ir: Path | None = None,
@@ -113,6 +115,8 @@ def compile(
         "auto", "dense", "if" or "indexed"; see `ChooseLowering`.
     calibration
         Images (N, C, H, W) float32 on which "auto" measures how much each layer's gates leave open.
+    schedules
+        Of tuned kernels, by workload: what `tune.log.read_best` found in a log.
     strict
         A multiplication that looks like a gate and cannot be used is an error.
     force
@@ -138,11 +142,7 @@ def compile(
     with pipeline.pass_context(dump_ir, timer):
         simplified = tvm.transform.Sequential(pipeline.simplify_passes())(model.mod)
         unused = _unused_gates(simplified, strict=strict)
-        annotated = pipeline.annotate(simplified)
-        open_products = None
-        if calibration is not None and lowering == "auto":
-            open_products = _open_products(model, annotated, calibration)
-        chosen = pipeline.choose(annotated, soc, lowering, open_products)
+        annotated, chosen, _ = _choose(model, simplified, soc, lowering, calibration, schedules)
         lowered = pipeline.lower(chosen, soc)
         executable = pipeline.build(lowered, soc)
     manifest = replace(
@@ -185,8 +185,36 @@ def _linker(soc: Soc) -> Callable[..., None] | None:
     return None
 
 
-def _open_products(model: Model, annotated: tvm.IRModule, images: np.ndarray) -> dict[str, float]:
-    """Layer → mean of open_in * open_out over `images`, as a fraction of all pairs.
+def choose_kernels(
+    model: Model, soc: Soc, calibration: np.ndarray | None
+) -> tuple[tvm.IRModule, Calibration | None]:
+    """The network as `compile` would lower it, and what its gates leave open: what tuning takes."""
+    with pipeline.pass_context():
+        simplified = tvm.transform.Sequential(pipeline.simplify_passes())(model.mod)
+        _, chosen, measured = _choose(model, simplified, soc, "auto", calibration, None)
+    return chosen, measured
+
+
+def _choose(
+    model: Model,
+    simplified: tvm.IRModule,
+    soc: Soc,
+    lowering: str,
+    images: np.ndarray | None,
+    schedules: Mapping[str, Schedule] | None,
+) -> tuple[tvm.IRModule, tvm.IRModule, Calibration | None]:
+    """The annotated module, the same with its kernels chosen, and what was measured for that."""
+    annotated = pipeline.annotate(simplified)
+    measured = None
+    if images is not None and lowering == "auto":
+        measured = _calibrate(model, annotated, images)
+    products = None if measured is None else measured.open_products()
+    chosen = pipeline.choose(annotated, soc, lowering, products, schedules)
+    return annotated, chosen, measured
+
+
+def _calibrate(model: Model, annotated: tvm.IRModule, images: np.ndarray) -> Calibration:
+    """What gates leave open on `images`.
 
     Found out on this machine: gates decide the same on all.
     """
@@ -199,13 +227,7 @@ def _open_products(model: Model, annotated: tvm.IRModule, images: np.ndarray) ->
         manifest = replace(manifest, library=_export(executable, Path(name), _linker(soc)))
         session = Session(Artifact(Path(name), manifest))
         session.run(images)
-    products = {}
-    for layer in manifest.layers:
-        pairs = layer_pairs(layer, session.open_channels, len(images))
-        products[layer["layer"]] = float(
-            pairs.mean() / (layer["channels_in"] * layer["channels_out"])
-        )
-    return products
+    return Calibration(manifest.layers, session.open_channels, len(images))
 
 
 def _manifest(

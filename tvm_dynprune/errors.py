@@ -14,6 +14,8 @@
     │   ├── ArtifactError       damaged, of another version, or built for another CPU
     │   ├── DeviceError         a device that is not reached, is lost, or cannot run the network
     │   │   └── DeviceBusyError     somebody else has it
+    │   ├── LogError            a tuning log that is none, is damaged, or is for another target
+    │   ├── TuningError         all trials of a kernel failed
     │   ├── OutputExistsError   would overwrite; asks for --force
     │   └── ToolError           a program or optional package that is missing
     └── NotLoweredError         a gated convolution stayed dense unasked: our own fault
@@ -62,6 +64,14 @@ class DeviceError(UserError):
 
 class DeviceBusyError(DeviceError):
     """A device that somebody else has."""
+
+
+class LogError(UserError):
+    """A tuning log that is none, is damaged, or is for another network, target or TVM."""
+
+
+class TuningError(UserError):
+    """All trials of a kernel failed."""
 
 
 class OutputExistsError(UserError):

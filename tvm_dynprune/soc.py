@@ -100,6 +100,11 @@ class Soc:
         """Whether one instruction multiplies a vector by one lane of another (fmla on ARM)."""
         return self.target["mtriple"].startswith(("aarch64", "arm64"))
 
+    @property
+    def cache_kib(self) -> int:
+        """Of the last level, in KiB."""
+        return max(self.l2_kib, self.l3_kib)
+
     def tvm_target(self) -> "Target":
         """TVM's target for code that runs on this SoC, with ``num-cores`` set.
 

@@ -15,6 +15,7 @@ from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.annotate_open import AnnotateOpen
 from tvm_dynprune.passes.choose_algorithm import ChooseAlgorithm
 from tvm_dynprune.passes.choose_lowering import ChooseLowering
+from tvm_dynprune.passes.conv2d_spec import KernelTarget
 from tvm_dynprune.passes.fuse_kernels import FuseKernels
 from tvm_dynprune.passes.lower_kernels import LowerKernels, check_lowered
 from tvm_dynprune.soc import Cost, load_soc
@@ -38,7 +39,7 @@ def chosen(graph: tvm.IRModule, lowering: str, algorithm: str = "direct") -> tvm
 
 
 def lowered(graph: tvm.IRModule, lowering: str, algorithm: str = "direct") -> tvm.IRModule:
-    return LowerKernels(LANES, REGISTERS)(chosen(graph, lowering, algorithm))
+    return LowerKernels(KernelTarget(LANES, REGISTERS))(chosen(graph, lowering, algorithm))
 
 
 def machine(mod: tvm.IRModule) -> relax.VirtualMachine:
@@ -120,7 +121,7 @@ def test_a_strided_first_layer_is_computed_over_squares(kernel, padding, shape):
     for global_var, func in functions.items():
         if "costs" in (func.attrs or {}):
             functions[global_var] = func.with_attr("algorithm", "winograd_strided")
-    mod = LowerKernels(16, 16)(tvm.IRModule(functions))
+    mod = LowerKernels(KernelTarget(16, 16))(tvm.IRModule(functions))
     assert called(mod) == [
         "space_to_depth", "winograd_input_stem", "conv2d_stem", "unblock_channels"
     ]  # fmt: skip
@@ -152,7 +153,7 @@ def called(mod: tvm.IRModule) -> list[str]:
 )
 def test_kernels_of_each_lowering(lowering, kernels):
     graph = Graph.build(CASES["activation_inside_the_mask"].body, (1, 16, 6, 6))
-    after = assert_promises(LowerKernels(LANES, REGISTERS), chosen(graph, lowering))
+    after = assert_promises(LowerKernels(KernelTarget(LANES, REGISTERS)), chosen(graph, lowering))
     gate = ["block_channels", "global_average", "conv2d_gate"]
     assert called(after) == [*gate, *kernels, "unblock_channels"]
 
@@ -225,7 +226,7 @@ def test_function_and_module_attributes_stay():
 
 def test_leaves_a_module_without_composites():
     graph = Graph.build(lambda g, x: g.emit(op.nn.gelu(x)), (1, 16, 6, 6))
-    assert_unchanged(LowerKernels(LANES, REGISTERS), graph)
+    assert_unchanged(LowerKernels(KernelTarget(LANES, REGISTERS)), graph)
 
 
 def test_a_kernel_that_was_left_is_an_error():

@@ -53,6 +53,15 @@ def pack_direct_weight(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(spec.reduction.pack(blocked), 1, -1))
 
 
+def prefetches(spec: Conv2d) -> bool:
+    """Whether a kernel prefetches weights, unless they are quick.
+
+    A list has gaps that no hardware foresees; with many pixels it has time to fetch.
+    """
+    few = spec.y.height * spec.y.width <= _FEW_PIXELS
+    return few and spec.open_in and spec.by_input_block and spec.visit != "gather"
+
+
 def direct_conv2d(spec: Conv2d) -> tirx.PrimFunc:
     """Build the kernel; its parameters are those of `Conv2dBuilder`, the input is x."""
     return _Builder(spec).build()
@@ -102,10 +111,8 @@ class _Builder(Conv2dBuilder):
             for lane in range(0, spec.x.lanes, max(1, LINE // self.lanes)):
                 ask_for(self.weight, (block, *following, lane, 0))
 
-        # A list has gaps that no hardware foresees; with many pixels it has time to fetch.
-        pixels = spec.y.height * spec.y.width
-        gaps = spec.open_in and not spec.schedule.quick_weights
-        self._prefetch = prefetch if gaps and pixels <= _FEW_PIXELS else None
+        slow = prefetches(spec) and not spec.schedule.quick_weights
+        self._prefetch = prefetch if slow else None
         self._pixels(n, part, weight, start, finish)
         with part.first():
             zero_halo(self.y, spec.y, n, block)

@@ -26,7 +26,13 @@ import tvm
 from tvm import relax
 
 from tvm_dynprune.kernels.space_to_depth import POINTS, kernel_after
-from tvm_dynprune.passes.composite import PREFIX, as_composite, is_composite, operator_of
+from tvm_dynprune.passes.composite import (
+    PREFIX,
+    CompositeCall,
+    as_composite,
+    is_composite,
+    operator_of,
+)
 from tvm_dynprune.passes.dataflow import Dataflow, Functions, shape_of
 from tvm_dynprune.passes.kernel_cost import (
     WinogradPlane,
@@ -73,7 +79,7 @@ class ChooseAlgorithm:
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         functions = dict(mod.functions_items())
-        cached = weights_kib(mod) <= self.cache_kib / 2  # the other half is for all else
+        cached = fits_cache(mod, self.cache_kib)
         for global_var, func in functions.items():
             if is_composite(func) and func.attrs["Composite"] == PREFIX + "conv2d":
                 if "algorithm" not in func.attrs:
@@ -158,6 +164,11 @@ class ChooseAlgorithm:
         return "open_out" in roles and _is_indexed(func) and unit % self.lanes != 0
 
 
+def fits_cache(mod: tvm.IRModule, cache_kib: int) -> bool:
+    """Whether all weights stay in the last-level cache from one input to the next."""
+    return weights_kib(mod) <= cache_kib / 2  # the other half is for all else
+
+
 def weights_kib(mod: tvm.IRModule) -> float:
     """Size of all layers' weights, as transformed for the largest tiles where they can be."""
     sizes = {}
@@ -205,10 +216,16 @@ def choices_of(func: relax.Function, functions: Functions) -> list[Choice]:
         if composite is None or composite.kind != "conv2d":
             continue
         algorithm = str(composite.attribute("algorithm"))
-        costs = json.loads(str(composite.attribute("costs")))
-        others = [f"{name} {cost / costs[algorithm]:.2f}" for name, cost in costs.items()]
-        reason = "no other candidate" if len(costs) == 1 else f"relative cost: {', '.join(others)}"
+        reason = _reason(algorithm, composite)
         gated = bool({"open_in", "open_out"} & composite.arguments.keys())
         lowering = str(composite.attribute("lowering"))
         found.append(Choice(composite.layer, gated, lowering, algorithm, reason))
     return found
+
+
+def _reason(algorithm: str, composite: CompositeCall) -> str:
+    if composite.attribute("schedule"):
+        return f"tuned: {composite.attribute('schedule')}"
+    costs = json.loads(str(composite.attribute("costs")))
+    others = [f"{name} {cost / costs[algorithm]:.2f}" for name, cost in costs.items()]
+    return "no other candidate" if len(costs) == 1 else f"relative cost: {', '.join(others)}"

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a composite convolution to the `Conv2d` that says what its kernel computes."""
 
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import gcd
 
+import tvm
 from tvm.relax import Var
 
 from tvm_dynprune.kernels.activation import Activation
@@ -12,15 +14,48 @@ from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.passes.composite import CompositeCall
 from tvm_dynprune.passes.dataflow import shape_of
 from tvm_dynprune.passes.layout_plan import LayoutPlan
+from tvm_dynprune.soc import Soc
+
+
+@dataclass(frozen=True)
+class KernelTarget:
+    """What kernels depend on of a SoC; see `Soc` and `Conv2d`."""
+
+    lanes: int
+    registers: int
+    by_lane: bool = False
+
+
+def kernel_target(soc: Soc) -> KernelTarget:
+    """That of a SoC."""
+    return KernelTarget(soc.lanes, soc.vector_registers, soc.multiplies_by_lane)
+
+
+def module_specs(
+    mod: tvm.IRModule, target: KernelTarget, names: Sequence[str] | None = None
+) -> Iterator[tuple[CompositeCall, Conv2d]]:
+    """The convolutions of a module's entry functions, or of those of `names`, in order."""
+    functions = dict(mod.functions_items())
+    for global_var, func in functions.items():
+        is_entry = isinstance(func, tvm.relax.Function) and "global_symbol" in (func.attrs or {})
+        if is_entry and (names is None or global_var.name_hint in names):
+            plan = LayoutPlan(func, functions, target.lanes)
+            for var, composite in plan.composites.items():
+                if composite.kind == "conv2d":
+                    yield composite, conv2d_spec(plan, var, composite, target)
+
+
+def is_tunable(spec: Conv2d) -> bool:
+    """Whether its kernel may be tuned: not the branches of conditionals, nor over squares."""
+    return spec.visit != "group" and spec.schedule.algorithm != "winograd_strided"
 
 
 def conv2d_spec(
-    plan: LayoutPlan, var: Var, composite: CompositeCall, *, registers: int, by_lane: bool
+    plan: LayoutPlan, var: Var, composite: CompositeCall, target: KernelTarget
 ) -> Conv2d:
     """What the kernel of the convolution bound to `var` computes, and how.
 
-    Its `visit` is "group" where it is lowered to conditionals. `registers` and `by_lane` are those
-    of `Conv2d`. Needs ChooseAlgorithm.
+    Its `visit` is "group" where it is lowered to conditionals. Needs ChooseAlgorithm.
     """
     attrs, arguments = composite.operator.attrs, composite.arguments
     activations = {
@@ -41,8 +76,8 @@ def conv2d_spec(
         residual=None if residual is None else plan.feature_map(residual),
         after=activations.get("after"),
         schedule=_schedule(composite),
-        registers=registers,
-        by_lane=by_lane,
+        registers=target.registers,
+        by_lane=target.by_lane,
     )
     lowering = str(composite.attribute("lowering"))
     if lowering == "indexed":

@@ -45,9 +45,7 @@ if TYPE_CHECKING:
 
 def lower_conv2d(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Var:
     """Emit one convolution; returns its result in blocked layout."""
-    spec = conv2d_spec(
-        emitter.plan, var, composite, registers=emitter.registers, by_lane=emitter.by_lane
-    )
+    spec = conv2d_spec(emitter.plan, var, composite, emitter.target)
     if spec.visit == "group":
         return _conditional(emitter, var, composite, spec)
     lists_in: list[Expr] = []

@@ -27,6 +27,7 @@ from tvm_dynprune.errors import NotLoweredError
 from tvm_dynprune.kernels.blocking import Affine, block_channels, unblock_channels
 from tvm_dynprune.kernels.open_list import open_list
 from tvm_dynprune.passes.composite import is_composite
+from tvm_dynprune.passes.conv2d_spec import KernelTarget
 from tvm_dynprune.passes.dataflow import Functions, operands, result_of, shape_of, substitute
 from tvm_dynprune.passes.layout_plan import LayoutPlan, tensor
 from tvm_dynprune.passes.lower_conv2d import lower_conv2d
@@ -44,16 +45,12 @@ class LowerKernels:
 
     Parameters
     ----------
-    lanes
-        float32 lanes of a vector register of the target.
-    registers
-        Vector registers of the target.
-    by_lane
-        Whether it multiplies a vector by one lane of another in one instruction.
+    target
+        What kernels depend on of the SoC.
     """
 
-    def __init__(self, lanes: int, registers: int, *, by_lane: bool = False) -> None:
-        self.lanes, self.registers, self.by_lane = lanes, registers, by_lane
+    def __init__(self, target: KernelTarget) -> None:
+        self.target = target
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         functions = dict(mod.functions_items())
@@ -62,9 +59,7 @@ class LowerKernels:
         builder, calls = relax.BlockBuilder(), {}
         for global_var, func in functions.items():
             if isinstance(func, relax.Function) and "global_symbol" in (func.attrs or {}):
-                emitter = KernelEmitter(
-                    builder, func, functions, self.lanes, self.registers, self.by_lane
-                )
+                emitter = KernelEmitter(builder, func, functions, self.target)
                 emitter.emit_function(global_var.name_hint)
                 calls[global_var.name_hint] = json.dumps(emitter.calls)
         lowered = builder.finalize()
@@ -81,13 +76,10 @@ class KernelEmitter:
         builder: relax.BlockBuilder,
         func: relax.Function,
         functions: Functions,
-        lanes: int,
-        registers: int,
-        by_lane: bool,
+        target: KernelTarget,
     ) -> None:
-        self.builder, self.func = builder, func
-        self.registers, self.by_lane = registers, by_lane
-        self.plan = LayoutPlan(func, functions, lanes)
+        self.builder, self.func, self.target = builder, func, target
+        self.plan = LayoutPlan(func, functions, target.lanes)
         self._blocked: dict[Var, Var] = {}
         self._plain: dict[Var, Expr] = {var: var for var in func.params}
         self._lists: dict[tuple[Var, int], list[Expr]] = {}

@@ -43,7 +43,7 @@ def lower_window(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
         count_padding=is_depthwise or bool(getattr(attrs, "count_include_pad", False)),
         listed=bool(lists),
         fill=plan.fills(var),
-        registers=emitter.registers,
+        registers=emitter.target.registers,
     )
     arguments: list[Expr] = [emitter.blocked(given["x"])]
     if is_depthwise:

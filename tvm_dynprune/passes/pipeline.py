@@ -7,11 +7,14 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
+from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.passes.add_dense_twin import AddDenseTwin
 from tvm_dynprune.passes.annotate_open import AnnotateOpen
+from tvm_dynprune.passes.apply_schedules import ApplySchedules
 from tvm_dynprune.passes.canonicalize_pooling import CanonicalizePooling
 from tvm_dynprune.passes.choose_algorithm import ChooseAlgorithm
 from tvm_dynprune.passes.choose_lowering import ChooseLowering
+from tvm_dynprune.passes.conv2d_spec import kernel_target
 from tvm_dynprune.passes.expose_gates import ExposeGates
 from tvm_dynprune.passes.fold_batch_norm import FoldBatchNorm
 from tvm_dynprune.passes.fuse_kernels import FuseKernels
@@ -54,16 +57,20 @@ def propagate_passes() -> list[tvm.transform.Pass]:
 
 
 def choose_passes(
-    soc: Soc, lowering: str, open_products: Mapping[str, float] | None
+    soc: Soc,
+    lowering: str,
+    open_products: Mapping[str, float] | None,
+    schedules: Mapping[str, Schedule] | None = None,
 ) -> list[tvm.transform.Pass]:
-    """Phase 4: how each kernel skips, and by which algorithm it computes.
+    """Phase 4: how each kernel skips, and by which algorithm and schedule it computes.
 
     A lowering that was asked for by name comes with direct convolutions, `auto` with the fastest.
     """
-    cache_kib = max(soc.l2_kib, soc.l3_kib)
+    winograd = lowering == "auto"
     return [
         ChooseLowering(lowering, open_products),
-        ChooseAlgorithm(soc.lanes, soc.cost, cache_kib, open_products, winograd=lowering == "auto"),
+        ChooseAlgorithm(soc.lanes, soc.cost, soc.cache_kib, open_products, winograd=winograd),
+        *([ApplySchedules(kernel_target(soc), schedules)] if schedules else []),
     ]
 
 
@@ -125,9 +132,14 @@ def choose(
     soc: Soc,
     lowering: str = "auto",
     open_products: Mapping[str, float] | None = None,
+    schedules: Mapping[str, Schedule] | None = None,
 ) -> tvm.IRModule:
-    """Phase 4: from what `annotate` returned to composite calls whose kernels are chosen."""
-    return tvm.transform.Sequential(choose_passes(soc, lowering, open_products))(mod)
+    """Phase 4: from what `annotate` returned to composite calls whose kernels are chosen.
+
+    `schedules` are those of tuned kernels, by workload.
+    """
+    passes = choose_passes(soc, lowering, open_products, schedules)
+    return tvm.transform.Sequential(passes)(mod)
 
 
 def lower(mod: tvm.IRModule, soc: Soc) -> tvm.IRModule:
@@ -139,7 +151,7 @@ def lower(mod: tvm.IRModule, soc: Soc) -> tvm.IRModule:
         A kernel was not lowered.
     """
     with soc.tvm_target():
-        mod = LowerKernels(soc.lanes, soc.vector_registers, by_lane=soc.multiplies_by_lane)(mod)
+        mod = LowerKernels(kernel_target(soc))(mod)
     check_lowered(mod)
     return mod
 

@@ -57,18 +57,18 @@ def _count(
 ) -> np.ndarray:
     if term is None:
         return np.full(batch, channels, np.int64)
-    return _evaluate(term, open_channels, batch).sum(axis=1, dtype=np.int64)
+    return open_set(term, open_channels, batch).sum(axis=1, dtype=np.int64)
 
 
-def _evaluate(term: dict[str, Any], open_channels: Sequence[np.ndarray], batch: int) -> np.ndarray:
-    """The set (N, C) bool that a term stands for."""
+def open_set(term: dict[str, Any], open_channels: Sequence[np.ndarray], batch: int) -> np.ndarray:
+    """The set (N, C) bool that a term stands for; see `executed_macs`."""
     if "gate" in term:
         return open_channels[term["gate"]]
     if "concat" in term:
         parts = [
-            np.ones((batch, size), bool) if part is None else _evaluate(part, open_channels, batch)
+            np.ones((batch, size), bool) if part is None else open_set(part, open_channels, batch)
             for part, size in term["concat"]
         ]
         return np.concatenate(parts, axis=1)
     combine, parts = (np.any, term["any"]) if "any" in term else (np.all, term["all"])
-    return combine([_evaluate(part, open_channels, batch) for part in parts], axis=0)
+    return combine([open_set(part, open_channels, batch) for part in parts], axis=0)

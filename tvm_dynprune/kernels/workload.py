@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workload: what a convolution computes, as a line of JSON; what logs know a kernel by."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from tvm_dynprune.kernels.activation import Activation
+from tvm_dynprune.kernels.conv2d import Conv2d
+from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.kernels.schedule import Schedule
+
+_PAIRS = ("kernel", "stride", "pad", "dilation")
+_PARTS: dict[str, Any] = {
+    "x": FeatureMap,
+    "y": FeatureMap,
+    "residual": FeatureMap,
+    "before": Activation,
+    "after": Activation,
+}
+
+
+def workload_of(spec: Conv2d) -> str:
+    """One line that says everything about `spec` but its schedule."""
+    fields = asdict(spec)
+    del fields["schedule"]
+    return json.dumps(fields, sort_keys=True)
+
+
+def spec_of(workload: str, schedule: Schedule) -> Conv2d:
+    """The convolution that `workload_of` wrote, with a schedule.
+
+    Raises
+    ------
+    TypeError, KeyError
+        It is of another version.
+    """
+    fields = json.loads(workload)
+    for name in _PAIRS:
+        fields[name] = tuple(fields[name])
+    for name, part in _PARTS.items():
+        if fields[name] is not None:
+            fields[name] = part(**fields[name])
+    return Conv2d(**fields, schedule=schedule)

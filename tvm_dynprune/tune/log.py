@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TuningLog: what tuning found out, on disk.
+
+=============================  =====================================================================
+``run.json``                   what was tuned, how, and with which versions
+``trials.jsonl``               every trial as it ended: its time, or why it failed
+``database_workload.json``     MetaSchedule's own database: tasks,
+``database_tuning_record...``  and the trials that ran
+=============================  =====================================================================
+
+All but ``run.json`` are only appended to, a line per trial, so that a kill costs what was being
+measured. A torn last line is left out, with a warning.
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm.s_tir import Schedule as TvmSchedule, meta_schedule as ms
+
+from tvm_dynprune.errors import LogError
+from tvm_dynprune.files import write_atomic
+from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.kernels.workload import workload_of
+from tvm_dynprune.tune.space import schedule_of, task_of
+from tvm_dynprune.tune.task import TuningTask
+
+logger = logging.getLogger(__name__)
+
+RUN = "run.json"
+TRIALS = "trials.jsonl"
+_DATABASE = ("database_workload.json", "database_tuning_record.json")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What ``run.json`` holds."""
+
+    network: str
+    soc: str
+    target: dict[str, Any]
+    tvm: str = tvm.__version__
+    seed: int = 0
+    device: str = "here"
+    unit: str = "seconds"
+    commands: list[str] = field(default_factory=list)  # the first run, and what resumed it
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One line of ``trials.jsonl``: what was measured, after how many seconds of tuning."""
+
+    task: str  # as JSON, shortened to its workload
+    schedule: str  # as JSON
+    at_s: float
+    seconds: list[float] | None  # expected time of the kernel, of each round
+    failure: str | None = None
+
+    @property
+    def expected_s(self) -> float:
+        """The mean of the rounds; infinite if the trial failed."""
+        return float("inf") if not self.seconds else sum(self.seconds) / len(self.seconds)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best schedule of a task, and the task it was found for."""
+
+    task: TuningTask
+    schedule: Schedule
+    expected_s: float
+
+
+class TuningLog:
+    """A folder of these files, open for appending.
+
+    Parameters
+    ----------
+    folder
+        Made if it does not exist.
+    info
+        What is tuned now.
+
+    Raises
+    ------
+    LogError
+        The folder holds a log of another network, target or TVM.
+    """
+
+    def __init__(self, folder: Path, info: RunInfo) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / RUN).exists():
+            before = read_info(folder)
+            check_info(folder, before, info.target)
+            if (before.network, before.seed) != (info.network, info.seed):
+                raise LogError(
+                    f"{folder} holds a log of {before.network}, seed {before.seed}: resume that, "
+                    "or choose another --out"
+                )
+            info = replace(info, commands=before.commands + info.commands)
+        for name in (TRIALS, *_DATABASE):
+            _drop_torn_line(folder / name)
+        with write_atomic(folder / RUN) as path:
+            path.write_text(json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8")
+        self.folder = folder
+        self.trials = list(read_trials(folder))
+        self.database = ms.database.JSONDatabase(work_dir=str(folder))
+        self._stream = (folder / TRIALS).open("a", encoding="utf-8")
+
+    def append(self, trial: Trial) -> None:
+        """Add a trial; it is on disk when this returns."""
+        self.trials.append(trial)
+        self._stream.write(json.dumps(asdict(trial)) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file of trials."""
+        self._stream.close()
+
+
+def read_info(folder: Path) -> RunInfo:
+    """The ``run.json`` of a log.
+
+    Raises
+    ------
+    LogError
+        There is none, or it is damaged.
+    """
+    try:
+        return RunInfo(**json.loads((folder / RUN).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise LogError(f"{folder}: no tuning log ({RUN}); `tvm-dynprune tune` writes one") from None
+    except (ValueError, TypeError) as error:
+        raise LogError(f"{folder / RUN}: damaged or of another version: {error}") from None
+
+
+def check_info(folder: Path, info: RunInfo, target: dict[str, Any]) -> None:
+    """Refuse a log that says nothing about kernels of this TVM for this target.
+
+    Raises
+    ------
+    LogError
+        It was written by another version of TVM, or for another target.
+    """
+    if info.tvm != tvm.__version__:
+        raise LogError(
+            f"{folder}: log of TVM {info.tvm}, this is {tvm.__version__}: tune again, or install it"
+        )
+    if info.target != target:
+        raise LogError(
+            f"{folder}: log for {info.soc} ({_name(info.target)}), not {_name(target)}: tune for "
+            "this SoC, or name that one with --soc"
+        )
+
+
+def read_trials(folder: Path) -> Iterator[Trial]:
+    """The trials of a log, in order."""
+    if (folder / TRIALS).exists():
+        for line in _whole_lines(folder / TRIALS):
+            yield Trial(**json.loads(line))
+
+
+def read_best(folder: Path) -> dict[str, Best]:
+    """Workload → the best of all trials that ran.
+
+    Raises
+    ------
+    LogError
+        There is no log, or it has no trials.
+    """
+    read_info(folder)
+    best: dict[str, Best] = {}
+    with _database(folder) as database:
+        for record in database.get_all_tuning_records():
+            schedule = TvmSchedule(record.workload.mod)
+            record.trace.apply_to_schedule(schedule, remove_postproc=False)
+            task, seconds = task_of(record.workload.mod), [float(s) for s in record.run_secs or ()]
+            found = Best(task, schedule_of(schedule.mod), sum(seconds) / len(seconds))
+            key = workload_of(task.spec)
+            if key not in best or found.expected_s < best[key].expected_s:
+                best[key] = found
+    if not best:
+        raise LogError(f"{folder}: no trial of this log ran: see its {TRIALS}, and tune again")
+    return best
+
+
+@contextmanager
+def _database(folder: Path) -> Iterator[ms.database.JSONDatabase]:
+    """The database of a log as it is, without a torn last line."""
+    with tempfile.TemporaryDirectory() as name:
+        for file in _DATABASE:
+            if (folder / file).exists():
+                lines = _whole_lines(folder / file)
+                (Path(name) / file).write_text("".join(lines), encoding="utf-8")
+        yield ms.database.JSONDatabase(work_dir=name)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        logger.warning("%s: the last line is torn and left out", path)
+        lines.pop()
+    return lines
+
+
+def _drop_torn_line(path: Path) -> None:
+    if path.exists():
+        whole = _whole_lines(path)
+        size = sum(len(line.encode()) for line in whole)
+        if size != path.stat().st_size:
+            with path.open("r+b") as stream:
+                stream.truncate(size)
+
+
+def _name(target: dict[str, Any]) -> str:
+    return " ".join([str(target["mcpu"]), *target.get("mattr", [])])

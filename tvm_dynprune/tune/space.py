@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schedules among which a convolution is tuned, as design spaces of MetaSchedule.
+
+One space per algorithm, each a product of a few decisions. A candidate of MetaSchedule's is the
+block ``conv2d`` that does nothing, annotated with the decisions that were sampled for it; the
+builder turns them into the kernel. So sampling, mutation, traces, replay and databases are
+MetaSchedule's own, while the code is what `kernels` generates.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from tvm.ir import IRModule
+from tvm.s_tir import Schedule as TvmSchedule
+from tvm.script.ir_builder import IRBuilder, tirx as T
+
+from tvm_dynprune.kernels.conv2d import Conv2d
+from tvm_dynprune.kernels.direct_conv2d import prefetches
+from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, cut, tile_size
+from tvm_dynprune.kernels.winograd import Winograd
+from tvm_dynprune.kernels.workload import workload_of
+from tvm_dynprune.tune.task import TuningTask
+
+Space = dict[str, list[Any]]  # decision → its options
+BLOCK = "conv2d"
+_TASK = "dynprune.task"
+_DECISION = "dynprune."
+_MOST_TILES = 14  # sizes of a direct convolution's accumulators
+_STEP_COST = 3  # accumulators' worth of what a step of a tile costs besides multiplying
+
+
+def schedule_spaces(spec: Conv2d) -> list[Space]:
+    """What may be decided, one space or two for each algorithm that can compute `spec`.
+
+    The product of a space's options is what it holds; decisions that are not named are left at
+    their default. The compiler's own choice is in one of them.
+    """
+    spaces = _direct_spaces(spec)
+    if can_winograd(spec):
+        spaces += [space for m in (2, 4) for space in _winograd_spaces(spec, m)]
+    return spaces
+
+
+def can_winograd(spec: Conv2d) -> bool:
+    """Whether F(m x m, 3 x 3) can compute it."""
+    unit = (spec.kernel, spec.stride, spec.dilation) == ((3, 3), (1, 1), (1, 1))
+    return unit and spec.pad[0] == spec.pad[1] and spec.x.channels % spec.y.lanes == 0
+
+
+def _direct_spaces(spec: Conv2d) -> list[Space]:
+    space: Space = {"algorithm": ["direct"]}
+    if not spec.input_outer:
+        space["tile"] = _tile_sizes(spec)
+    if prefetches(spec):
+        space["quick_weights"] = [False, True]
+    return [space]
+
+
+def _tile_sizes(spec: Conv2d) -> list[tuple[int, int]]:
+    """The rule's own size and those that promise most: many accumulators, few left-over pixels."""
+    height, width = spec.y.height, spec.y.width
+    most = max(1, spec.tile_registers - SPARE_REGISTERS + 2)
+    sizes = [
+        (h, w) for h in range(1, min(height, most) + 1) for w in range(1, min(width, most // h) + 1)
+    ]
+
+    def steps(size: tuple[int, int]) -> float:
+        rows, columns = cut(height, size[0]), cut(width, size[1])
+        return sum(n * m * (h * w + _STEP_COST) for _, h, n in rows for _, w, m in columns)
+
+    rule = tile_size(height, width, spec.tile_registers)
+    return [rule, *[size for size in sorted(sizes, key=steps) if size != rule][: _MOST_TILES - 1]]
+
+
+def _winograd_spaces(spec: Conv2d, m: int) -> list[Space]:
+    plane, most = Winograd(spec, m), max(1, spec.tile_registers - SPARE_REGISTERS)
+    strips = {min(plane.rows, max(1, t // plane.columns)): t for t in (256, 128, 32, 16, 64)}
+    space: Space = {
+        "algorithm": [f"winograd_{m}"],
+        "sums": sorted({most + 2, *(max(1, most * k // 7) for k in (3, 4, 5, 6, 7))}),
+        "strip_tiles": sorted(strips.values()),
+    }
+    spaces = []
+    for quick in (False, True):
+        packs = replace(plane, conv=replace(spec, schedule=Schedule(quick_weights=quick)))
+        decided: Space = {"quick_weights": [quick]}
+        if not packs.packs_transformed:
+            decided["channels_at_once"] = [16, 32, 64]
+        if not quick or packs.packs_transformed != spaces[0][1]:
+            spaces.append((space | decided, packs.packs_transformed))
+    return [space for space, _ in spaces]
+
+
+def workload_module(task: TuningTask) -> IRModule:
+    """The module that stands for a task in MetaSchedule's databases."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_attr({"global_symbol": "main", "tirx.noalias": True, _TASK: task.to_json()})
+            y = T.arg("y", T.buffer((1,), "float32"))
+            with T.serial(0, 1) as i, T.sblock(BLOCK):
+                T.axis.spatial((0, 1), i)
+                T.reads()
+                T.writes(y[0:1])
+                T.evaluate(0)
+    return IRModule({"main": builder.get()})
+
+
+def design_spaces(schedule: TvmSchedule) -> list[TvmSchedule]:
+    """A space of MetaSchedule's per algorithm: the function of a `ScheduleFn`."""
+    spaces = schedule_spaces(task_of(schedule.mod).spec)
+    return [_sampled(schedule.copy(), number, space) for number, space in enumerate(spaces)]
+
+
+def own_choice(task: TuningTask) -> TvmSchedule:
+    """The candidate that the compiler chooses without a log."""
+    spec, chosen = task.spec, asdict(task.spec.schedule)
+    chosen["tile"] = chosen["tile"] or tile_size(spec.y.height, spec.y.width, spec.tile_registers)
+    chosen["sums"] = chosen["sums"] or max(1, spec.tile_registers - SPARE_REGISTERS)
+    spaces = schedule_spaces(spec)
+    if len({str(space.get("quick_weights")) for space in spaces}) == 1:
+        chosen["quick_weights"] = False  # both are the same
+    for number, space in enumerate(spaces):
+        if all(chosen[name] in options for name, options in space.items()):
+            decisions = {name: options.index(chosen[name]) for name, options in space.items()}
+            return _sampled(TvmSchedule(workload_module(task)), number, space, decisions)
+    raise NotImplementedError(f"{spec.schedule} is in no space of {workload_of(spec)}")
+
+
+def _sampled(
+    schedule: TvmSchedule, number: int, space: Space, decisions: Mapping[str, int] | None = None
+) -> TvmSchedule:
+    """Let MetaSchedule decide, or decide for it, where a space has more than one option."""
+    block = schedule.get_sblock(BLOCK)
+    for name, options in space.items():
+        if len(options) > 1:
+            count = len(options)
+            decision = None if decisions is None else decisions[name]
+            chances = [1 / count] * count
+            index = schedule.sample_categorical(list(range(count)), chances, decision)
+            schedule.annotate(block, _DECISION + name, index)
+    schedule.annotate(block, _DECISION + "space", number)
+    return schedule
+
+
+def task_of(module: IRModule) -> TuningTask:
+    """The task that a module of `workload_module`, or a candidate made of it, stands for."""
+    return TuningTask.from_json(str(module["main"].attrs[_TASK]))
+
+
+def schedule_of(candidate: IRModule) -> Schedule:
+    """What a candidate decided."""
+    schedule = TvmSchedule(candidate)
+    block: Any = schedule.get(schedule.get_sblock(BLOCK))
+    annotations: dict[Any, Any] = dict(block.annotations)
+    decided = {str(k).removeprefix(_DECISION): v for k, v in annotations.items()}
+    space = schedule_spaces(task_of(candidate).spec)[int(decided["space"])]
+    return Schedule(**{n: options[int(decided.get(n, 0))] for n, options in space.items()})
