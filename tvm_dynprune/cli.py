@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from tvm_dynprune import cli_device
+from tvm_dynprune import cli_device, cli_tune
 from tvm_dynprune.cli_device import Address, Key, Tracker, Wait, connected
 from tvm_dynprune.errors import DataError, DynpruneError, ToolError, UserError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     help="Dynamic channel pruning of CNNs on Apache TVM: closed kernels are not executed.",
 )
 app.add_typer(cli_device.app, name="device")
+app.add_typer(cli_tune.app, name="tune")
 
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 Threads = Annotated[int, typer.Option(min=1, help="Worker threads.")]
@@ -29,6 +30,10 @@ JsonOut = Annotated[
     typer.Option("--json", help="Write the measurement there; '-' prints it and nothing else."),
 ]
 Lowering = Annotated[str, typer.Option(help="auto, dense, if or indexed.")]
+Log = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--log", help="Folder that tune wrote: take its best kernels."),
+]
 
 
 @app.callback()
@@ -116,6 +121,7 @@ def compile_command(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Images on which auto measures what gates leave open."),
     ] = None,
+    log: Log = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse unusable gates.")] = False,
     dump_ir: Annotated[
         Optional[Path],  # noqa: UP045
@@ -150,6 +156,7 @@ def compile_command(
             out,
             lowering=_lowering(lowering),
             calibration=images,
+            schedules=_schedules(log, target, lowering),
             strict=strict,
             force=force,
             dump_ir=dump_ir,
@@ -225,6 +232,7 @@ def bench(
     group_size: Annotated[int, typer.Option(min=1)] = 16,
     lowering: Lowering = "auto",
     soc: SocName = "host",
+    log: Log = None,
     layers: Annotated[bool, typer.Option("--layers", help="Also time every layer.")] = False,
     inputs: Annotated[int, typer.Option(min=1, help="Random images.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 10,
@@ -247,6 +255,7 @@ def bench(
     from tvm_dynprune.bench.layers import measure_layers
     from tvm_dynprune.progress import working
     from tvm_dynprune.runtime import Artifact
+    from tvm_dynprune.soc import load_soc
     from tvm_dynprune.tables import layers_table
 
     for name, value in (("--mac-cut", mac_cut), ("--open-fraction", open_fraction)):
@@ -266,7 +275,10 @@ def bench(
                 gating = Gating(group_size, open_fraction, mac_cut, seed)
                 forced = force_gates(what, gating, inputs)
                 out = Path(folder) / "artifact"
-                artifact = compile_forced(forced, out, soc=soc, lowering=_lowering(lowering))
+                schedules = _schedules(log, load_soc(soc), lowering)
+                artifact = compile_forced(
+                    forced, out, soc=soc, lowering=_lowering(lowering), schedules=schedules
+                )
         batch, *size = artifact.manifest.input_shape
         images = (
             random_images(inputs * batch, tuple(size), seed) if forced is None else forced.images
@@ -360,6 +372,18 @@ def _lowering(name: str) -> str:
     if name not in LOWERINGS:
         raise UserError(f"--lowering {name}: one of {', '.join(LOWERINGS)}")
     return name
+
+
+def _schedules(log: Path | None, soc: Any, lowering: str) -> dict[str, Any] | None:
+    """Workload → the best schedule of a tuning log for a SoC."""
+    if log is None:
+        return None
+    if lowering != "auto":
+        raise UserError(f"--log is for --lowering auto: {lowering} has schedules of its own")
+    from tvm_dynprune.tune.log import check_info, read_best, read_info
+
+    check_info(log, read_info(log), dict(soc.target))
+    return {workload: best.schedule for workload, best in read_best(log).items()}
 
 
 def _need_torch(command: str) -> None:

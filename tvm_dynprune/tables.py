@@ -95,3 +95,55 @@ def layers_table(result: dict[str, Any]) -> Table:
         total = sum(row[f"{name}_ms"] for row in result["layers"])
         table.caption = f"{table.caption or ''}{name} {total:.3f} ms  "
     return table
+
+
+def tuning_table(progress: Any) -> Table:
+    """How far tuning has come: a `tune.tuner.Progress`."""
+    budget, elapsed = progress.budget, progress.elapsed_s
+    limits = [f"{progress.trials} trials" + (f" of {budget.trials}" if budget.trials else "")]
+    limits.append(f"{elapsed / 60:.1f} min" + (f" of {budget.minutes}" if budget.minutes else ""))
+    table = Table(title=", ".join(limits))
+    table.add_column("kernel")
+    for column in ("trials", "failed", "own ms", "best ms", "GFLOP/s", "gain"):
+        table.add_column(column, justify="right")
+    for one in progress.tasks:
+        table.add_row(
+            _layers(one.task.layers),
+            str(one.trials),
+            str(one.failures or ""),
+            f"{one.own_s * 1e3:.3f}",
+            f"{one.best_s * 1e3:.3f}",
+            f"{2 * one.task.macs / one.best_s / 1e9:.0f}",
+            f"{one.gain:.2f}",
+        )
+    own, best = progress.own_s, progress.expected_s
+    table.add_section()
+    table.add_row("all", "", "", f"{own * 1e3:.3f}", f"{best * 1e3:.3f}", "", f"{own / best:.2f}")
+    return table
+
+
+def log_table(info: Any, best: Any, trials: Any) -> Table:
+    """The best schedules of a tuning log: its `RunInfo`, `Best`s and `Trial`s."""
+    failed = sum(trial.seconds is None for trial in trials)
+    table = Table(
+        title=f"{info.network} on {info.soc}: {len(trials)} trials, {failed} failed, "
+        f"{max(trial.at_s for trial in trials) / 60:.1f} min"
+    )
+    table.add_column("kernel")
+    for column in ("open", "ms", "GFLOP/s"):
+        table.add_column(column, justify="right")
+    table.add_column("schedule")
+    for one in best:
+        table.add_row(
+            _layers(one.task.layers),
+            f"{one.task.open_fraction:.0%}",
+            f"{one.expected_s * 1e3:.3f}",
+            f"{2 * one.task.macs / one.expected_s / 1e9:.0f}",
+            one.schedule.to_json(),
+        )
+    return table
+
+
+def _layers(names: Any) -> str:
+    """The first layer that runs a kernel, and how many others do."""
+    return names[0] if len(names) == 1 else f"{names[0]} (×{len(names)})"

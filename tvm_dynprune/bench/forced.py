@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import numpy as np
 from tvm_dynprune.bench.inputs import random_images
 from tvm_dynprune.compiler import Model, compile
 from tvm_dynprune.errors import ToolError
+from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.runtime import Artifact
 from tvm_dynprune.soc import load_soc
 
@@ -72,8 +74,22 @@ def force_gates(name: str, gating: Gating, inputs: int = 8) -> Forced:
     return Forced(name, gated, dense, images)
 
 
-def compile_forced(forced: Forced, out: Path, *, soc: str, lowering: str) -> Artifact:
+def compile_forced(
+    forced: Forced,
+    out: Path,
+    *,
+    soc: str,
+    lowering: str,
+    schedules: Mapping[str, Schedule] | None = None,
+) -> Artifact:
     """Compile the gated network, calibrated on its images, and with it the dense one."""
+    target, model = load_soc(soc), forced_model(forced)
+    images = forced.images
+    return compile(model, target, out, lowering=lowering, calibration=images, schedules=schedules)
+
+
+def forced_model(forced: Forced) -> Model:
+    """The gated network as `compile` takes it, of batch 1."""
     import torch
 
     from tvm_dynprune.frontend import from_exported
@@ -85,8 +101,7 @@ def compile_forced(forced: Forced, out: Path, *, soc: str, lowering: str) -> Art
         with torch.no_grad():
             return [forced.gated(torch.from_numpy(x)).numpy()]
 
-    model = Model(forced.name, mod, reference)
-    return compile(model, load_soc(soc), out, lowering=lowering, calibration=forced.images)
+    return Model(forced.name, mod, reference)
 
 
 def write_for_peers(network: nn.Module, name: str, path: Path) -> None:

@@ -34,14 +34,17 @@ def kernel_target(soc: Soc) -> KernelTarget:
 def module_specs(
     mod: tvm.IRModule, target: KernelTarget, names: Sequence[str] | None = None
 ) -> Iterator[tuple[CompositeCall, Conv2d]]:
-    """The convolutions of a module's entry functions, or of those of `names`, in order."""
+    """The convolutions of a module's entry functions, or of those of `names`, in order.
+
+    Those of gates are left out: they are next to nothing, and merged with others.
+    """
     functions = dict(mod.functions_items())
     for global_var, func in functions.items():
         is_entry = isinstance(func, tvm.relax.Function) and "global_symbol" in (func.attrs or {})
         if is_entry and (names is None or global_var.name_hint in names):
             plan = LayoutPlan(func, functions, target.lanes)
             for var, composite in plan.composites.items():
-                if composite.kind == "conv2d":
+                if composite.kind == "conv2d" and not plan.decides(var):
                     yield composite, conv2d_spec(plan, var, composite, target)
 
 

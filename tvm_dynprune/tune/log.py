@@ -15,6 +15,7 @@ measured. A torn last line is left out, with a warning.
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -28,7 +29,7 @@ from tvm_dynprune.errors import LogError
 from tvm_dynprune.files import write_atomic
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.workload import workload_of
-from tvm_dynprune.tune.space import schedule_of, task_of
+from tvm_dynprune.tune.space import candidate_of, schedule_of, task_of, workload_module
 from tvm_dynprune.tune.task import TuningTask
 
 logger = logging.getLogger(__name__)
@@ -108,16 +109,43 @@ class TuningLog:
             _drop_torn_line(folder / name)
         with write_atomic(folder / RUN) as path:
             path.write_text(json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8")
-        self.folder = folder
+        self.folder, self.info = folder, info
         self.trials = list(read_trials(folder))
+        self._before = {(trial.task, trial.schedule): trial for trial in self.trials}
+        self._started = time.monotonic() - (self.trials[-1].at_s if self.trials else 0.0)
         self.database = ms.database.JSONDatabase(work_dir=str(folder))
         self._stream = (folder / TRIALS).open("a", encoding="utf-8")
 
-    def append(self, trial: Trial) -> None:
+    def append(
+        self, task: TuningTask, schedule: Schedule, seconds: list[float] | None, failure: str | None
+    ) -> Trial:
         """Add a trial; it is on disk when this returns."""
+        workload, at_s = workload_of(task.spec), time.monotonic() - self._started
+        trial = Trial(workload, schedule.to_json(), round(at_s, 3), seconds, failure)
+        if seconds is not None:
+            self._commit(task, schedule, seconds)
         self.trials.append(trial)
         self._stream.write(json.dumps(asdict(trial)) + "\n")
         self._stream.flush()
+        return trial
+
+    def find(self, task: TuningTask, schedule: Schedule) -> Trial | None:
+        """The trial of an earlier run."""
+        return self._before.get((workload_of(task.spec), schedule.to_json()))
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of tuning, those of earlier runs included."""
+        return time.monotonic() - self._started
+
+    def _commit(self, task: TuningTask, schedule: Schedule, seconds: list[float]) -> None:
+        module = workload_module(task)
+        arguments = ms.arg_info.ArgInfo.from_entry_func(module, remove_preproc=True)
+        trace: Any = candidate_of(task, schedule).trace
+        target = tvm.target.Target({"kind": "llvm", "num-cores": 1, **self.info.target})
+        workload = self.database.commit_workload(module)
+        record = ms.database.TuningRecord(trace, workload, seconds, target, arguments)
+        self.database.commit_tuning_record(record)
 
     def close(self) -> None:
         """Close the file of trials."""

@@ -113,19 +113,26 @@ def design_spaces(schedule: TvmSchedule) -> list[TvmSchedule]:
     return [_sampled(schedule.copy(), number, space) for number, space in enumerate(spaces)]
 
 
-def own_choice(task: TuningTask) -> TvmSchedule:
-    """The candidate that the compiler chooses without a log."""
-    spec, chosen = task.spec, asdict(task.spec.schedule)
-    chosen["tile"] = chosen["tile"] or tile_size(spec.y.height, spec.y.width, spec.tile_registers)
-    chosen["sums"] = chosen["sums"] or max(1, spec.tile_registers - SPARE_REGISTERS)
+def candidate_of(task: TuningTask, schedule: Schedule) -> TvmSchedule:
+    """The candidate that decides on `schedule`, or on what generates the same code.
+
+    Raises
+    ------
+    ValueError
+        It is in no space of the task's.
+    """
+    spec, chosen = task.spec, asdict(schedule)
+    chosen["tile"] = schedule.tile or tile_size(spec.y.height, spec.y.width, spec.tile_registers)
+    chosen["sums"] = schedule.sums or max(1, spec.tile_registers - SPARE_REGISTERS)
     spaces = schedule_spaces(spec)
-    if len({str(space.get("quick_weights")) for space in spaces}) == 1:
-        chosen["quick_weights"] = False  # both are the same
+    same = [space for space in spaces if space["algorithm"] == [schedule.algorithm]]
+    if not any(True in space.get("quick_weights", ()) for space in same):
+        chosen["quick_weights"] = False  # it makes no difference
     for number, space in enumerate(spaces):
         if all(chosen[name] in options for name, options in space.items()):
             decisions = {name: options.index(chosen[name]) for name, options in space.items()}
             return _sampled(TvmSchedule(workload_module(task)), number, space, decisions)
-    raise NotImplementedError(f"{spec.schedule} is in no space of {workload_of(spec)}")
+    raise ValueError(f"{schedule} is in no space of {workload_of(spec)}")
 
 
 def _sampled(
@@ -157,3 +164,8 @@ def schedule_of(candidate: IRModule) -> Schedule:
     decided = {str(k).removeprefix(_DECISION): v for k, v in annotations.items()}
     space = schedule_spaces(task_of(candidate).spec)[int(decided["space"])]
     return Schedule(**{n: options[int(decided.get(n, 0))] for n, options in space.items()})
+
+
+def own_choice(task: TuningTask) -> Schedule:
+    """What the compiler chooses without a log, with every decision spelled out."""
+    return schedule_of(candidate_of(task, task.spec.schedule).mod)

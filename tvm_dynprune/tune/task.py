@@ -113,7 +113,7 @@ def representatives(
         return (OpenLists(1.0, None, None),)
     found = []
     for masks in sets:
-        images = max(len(mask) for mask in masks if mask is not None)
+        images = max((len(mask) for mask in masks if mask is not None), default=1)
         for i in range(images):
             sides = zip((by_in, by_out), masks, (spec.x.channels, spec.y.channels), strict=True)
             found.append(tuple(_listed(listed, mask, i, size) for listed, mask, size in sides))

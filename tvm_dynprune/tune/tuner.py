@@ -4,10 +4,9 @@
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,18 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.schedule import Trace
 
 from tvm_dynprune.errors import ToolError, TuningError
+from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.kernels.workload import workload_of
 from tvm_dynprune.soc import Soc
 from tvm_dynprune.tune.features import ScheduleFeatures
 from tvm_dynprune.tune.log import TRIALS, RunInfo, Trial, TuningLog
-from tvm_dynprune.tune.space import design_spaces, own_choice, task_of, workload_module
+from tvm_dynprune.tune.space import design_spaces, own_choice, workload_module
 from tvm_dynprune.tune.task import TuningTask
-from tvm_dynprune.tune.workers import CandidateBuilder, LocalRunner, candidate_key, is_known
+from tvm_dynprune.tune.workers import CandidateBuilder, CandidateRunner, Workers
 
 TRIALS_AT_ONCE = 8
 _WARMUP_TRIALS = 16  # of all tasks, before the cost model is trained
-_CANCELLED = "tuning was asked to stop"
+_NO_LIMIT = 10**6  # trials: our own budget counts those of earlier runs, too
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,16 @@ class TaskProgress:
     """How far the tuning of one task has come."""
 
     task: TuningTask
-    trials: int = 0
+    seen: set[str] = field(default_factory=set)  # schedules that were tried
     failures: int = 0
     own_s: float = float("inf")
     best_s: float = float("inf")
     last_failure: str = ""
+
+    @property
+    def trials(self) -> int:
+        """How many schedules were tried."""
+        return len(self.seen)
 
     @property
     def gain(self) -> float:
@@ -148,67 +154,55 @@ class _Session:
         on_progress: Callable[[Progress], None],
         interrupted: Callable[[], bool],
     ) -> None:
-        self.soc, self.log, self.budget = soc, log, budget
+        self.log, self.budget = log, budget
         self.on_progress, self.interrupted = on_progress, interrupted
         self.tasks = [TaskProgress(task) for task in tasks]
-        self._started = time.monotonic() - (log.trials[-1].at_s if log.trials else 0.0)
-        known = {(t.task, t.schedule): n for n, t in enumerate(log.trials)}
-        cores = _cores()
         self.target = {"kind": "llvm", "num-cores": 1, **soc.target}
-        self.builder = CandidateBuilder(self.target, known, cores)
-        self.runner = LocalRunner(log.trials, cores[-1:])
+        self.workers = Workers(self.target, _cores(), self.find, self.record)
+        self._by_workload = {workload_of(one.task.spec): one for one in self.tasks}
         self._stopped = False
 
     @property
     def progress(self) -> Progress:
-        return Progress(self.tasks, time.monotonic() - self._started, self.budget)
+        return Progress(self.tasks, self.log.elapsed_s, self.budget)
 
     def run(self, seed: int) -> None:
-        np.random.seed(seed)  # XGBModel's guesses before it is trained
+        """The compiler's own choices, then the search; until the budget is spent."""
         try:
-            self._measure_own_choices()
+            own = [(one.task, own_choice(one.task)) for one in self.tasks]
+            for start in range(0, len(own), TRIALS_AT_ONCE):
+                built = self.workers.build(own[start : start + TRIALS_AT_ONCE])
+                self.workers.run([folder for folder, failure in built if failure is None])
+            for one in self.tasks:
+                one.own_s = one.best_s
             self._search(seed)
-        except _StopTuning:
-            pass
         except Exception:
-            if not self._stopped:  # through C++ an exception comes back as another
+            if not self._stopped:  # what comes back through C++ is another exception
                 raise
 
-    def _measure_own_choices(self) -> None:
-        candidates = [own_choice(one.task) for one in self.tasks]
-        for start in range(0, len(candidates), TRIALS_AT_ONCE):
-            some = candidates[start : start + TRIALS_AT_ONCE]
-            target = tvm.target.Target(self.target)
-            inputs = [ms.builder.BuilderInput(c.mod, target) for c in some]
-            built = self.builder.build(inputs)
-            results = _run(self.runner, built)
-            for task_id, (candidate, b, r) in enumerate(
-                zip(some, built, results, strict=True), start
-            ):
-                self._record(task_id, candidate.mod, candidate.trace, b, r, own=True)
-            self.report()
-
     def _search(self, seed: int) -> None:
+        np.random.seed(seed)  # XGBModel's guesses before it is trained
         contexts = [self._context(one.task, seed + i) for i, one in enumerate(self.tasks, 1)]
         features: Any = ScheduleFeatures()
         cost_model: Any = ms.cost_model.XGBModel(
             extractor=features, num_warmup_samples=_WARMUP_TRIALS, num_tuning_cores=1
         )
-        builder: Any = self.builder
-        runner: Any = self.runner
-        record: Any = _Record(self)
-        left = None if self.budget.trials is None else self.budget.trials - self.progress.trials
+        builder: Any = CandidateBuilder(self.workers)
+        runner: Any = CandidateRunner(self.workers)
         ms.tune.tune_tasks(
             tasks=contexts,
             task_weights=[float(len(one.task.layers)) for one in self.tasks],
             work_dir=str(self.log.folder),
-            max_trials_global=left if left is not None else 10**6,
+            max_trials_global=_NO_LIMIT,
             num_trials_per_iter=TRIALS_AT_ONCE,
             builder=builder,
             runner=runner,
-            database=self.log.database,
+            database=ms.database.MemoryDatabase(),  # `TuningLog` writes the one that stays
             cost_model=cost_model,
-            measure_callbacks=[record, ms.measure_callback.UpdateCostModel()],
+            measure_callbacks=[
+                ms.measure_callback.AddToDatabase(),
+                ms.measure_callback.UpdateCostModel(),
+            ],
             task_scheduler=ms.task_scheduler.GradientBased(seed=seed),
         )
 
@@ -232,64 +226,36 @@ class _Session:
             num_threads=1,
         )
 
-    def record(
-        self,
-        task_id: int,
-        candidates: Sequence[ms.MeasureCandidate],
-        built: Sequence[ms.builder.BuilderResult],
-        ran: Sequence[ms.runner.RunnerResult],
-    ) -> None:
-        """Write down a batch, show it, and stop if it is time to."""
-        for candidate, b, r in zip(candidates, built, ran, strict=True):
-            self._record(task_id, candidate.sch.mod, candidate.sch.trace, b, r)
-        self.report()
+    def find(self, task: TuningTask, schedule: Schedule) -> Trial | None:
+        """The trial of an earlier run; it counts, once."""
+        trial = self.log.find(task, schedule)
+        if trial is not None:
+            self._count(trial)
+        return trial
 
-    def _record(
-        self, task_id: int, module: tvm.IRModule, trace: Any, built: Any, ran: Any, *, own=False
-    ) -> None:
-        one = self.tasks[task_id]
-        seconds = [float(s) for s in ran.run_secs] if ran.run_secs is not None else None
-        failure = built.error_msg or ran.error_msg
-        workload, schedule = candidate_key(module)
-        at_s = time.monotonic() - self._started
-        trial = Trial(workload, schedule, at_s, seconds, None if failure is None else str(failure))
-        if not is_known(built):
-            self.log.append(trial)
-            if seconds:
-                self._commit(module, trace, seconds)
-        one.trials += 1
-        one.failures += seconds is None
+    def record(
+        self, task: TuningTask, schedule: Schedule, seconds: list[float] | None, failure: str | None
+    ) -> Trial:
+        """Write a trial down, show it, and stop if it is time to."""
+        trial = self.log.append(task, schedule, seconds, failure)
+        self._count(trial)
+        return trial
+
+    def _count(self, trial: Trial) -> None:
+        one = self._by_workload[trial.task]
+        if trial.schedule in one.seen:
+            return
+        one.seen.add(trial.schedule)
+        one.failures += trial.seconds is None
         one.last_failure = trial.failure or one.last_failure
         one.best_s = min(one.best_s, trial.expected_s)
-        if own:
-            one.own_s = trial.expected_s
-
-    def _commit(self, module: tvm.IRModule, trace: Any, seconds: list[float]) -> None:
-        workload = self.log.database.commit_workload(workload_module(task_of(module)))
-        arguments = ms.arg_info.ArgInfo.from_entry_func(module, remove_preproc=True)
-        target = tvm.target.Target(self.target)
-        record = ms.database.TuningRecord(trace, workload, seconds, target, arguments)
-        self.log.database.commit_tuning_record(record)
-
-    def report(self) -> None:
-        """Show how far it has come; stops where the time is up, or somebody asked to."""
         self.on_progress(self.progress)
         minutes, trials = self.budget.minutes, self.budget.trials
-        late = minutes is not None and self.progress.elapsed_s >= 60 * minutes
+        late = minutes is not None and self.log.elapsed_s >= 60 * minutes
         done = trials is not None and self.progress.trials >= trials
         if late or done or self.interrupted():
             self._stopped = True
-            raise _StopTuning(_CANCELLED)
-
-
-@derived_object
-class _Record(ms.measure_callback.PyMeasureCallback):
-    def __init__(self, session: _Session) -> None:
-        super().__init__()
-        self.session = session
-
-    def apply(self, task_scheduler, task_id, measure_candidates, builder_results, runner_results):
-        self.session.record(task_id, measure_candidates, builder_results, runner_results)
+            raise _StopTuning
 
 
 @derived_object
@@ -316,21 +282,6 @@ class MutateDecision(ms.mutator.PyMutator):
     def clone(self) -> Any:
         """With the same seed."""
         return MutateDecision(self.seed)
-
-
-def _run(runner: LocalRunner, built: Sequence[ms.builder.BuilderResult]) -> list[Any]:
-    """What ran, or why a candidate was not even built."""
-    inputs = [
-        ms.runner.RunnerInput(str(result.artifact_path), "llvm", [])
-        for result in built
-        if result.error_msg is None
-    ]
-    futures = iter(runner.run(inputs))
-    failed = [ms.runner.RunnerResult(None, result.error_msg) for result in built]
-    return [
-        next(futures).result() if result.error_msg is None else failure
-        for result, failure in zip(built, failed, strict=True)
-    ]
 
 
 def _need_xgboost() -> None:

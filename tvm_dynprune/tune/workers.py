@@ -7,95 +7,111 @@ how a run is resumed, by going through the same search.
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 from tvm.support.popen_pool import MapResult, PopenPoolExecutor, StatusKind
 
-from tvm_dynprune.kernels.workload import workload_of
+from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.tune.log import Trial
 from tvm_dynprune.tune.measure import build_candidate, run_candidate, start_worker
 from tvm_dynprune.tune.space import schedule_of, task_of
+from tvm_dynprune.tune.task import TuningTask
 
 BUILD_TIMEOUT_S = 60.0
 RUN_TIMEOUT_S = 30.0
-_KNOWN = "known:"  # instead of a folder: the number of a trial
 
-Key = tuple[str, str]  # a task's workload, a schedule; both JSON
-
-
-def candidate_key(candidate: Any) -> Key:
-    """What a candidate module is known by."""
-    return workload_of(task_of(candidate).spec), schedule_of(candidate).to_json()
+# What becomes of a candidate: (task, schedule, seconds, why it failed) is written down.
+Record = Callable[[TuningTask, Schedule, "list[float] | None", "str | None"], Trial]
+Find = Callable[[TuningTask, Schedule], "Trial | None"]
 
 
-@derived_object
-class CandidateBuilder(ms.builder.PyBuilder):
-    """Builds candidates in `workers` processes.
+class Workers:
+    """The processes that build and run candidates of one tuning run, and what they are doing.
 
     Parameters
     ----------
     target
         As TVM takes it, with ``kind`` and ``num-cores``.
-    known
-        Trials that need no building.
+    cores
+        Builders use them all, the runner the last one.
+    find
+        The trial of an earlier run, if there is one.
+    record
+        Called as soon as a candidate has run, or failed.
     """
 
     def __init__(
-        self, target: Mapping[str, Any], known: Mapping[Key, int], cores: Sequence[int]
+        self, target: Mapping[str, Any], cores: Sequence[int], find: Find, record: Record
     ) -> None:
-        super().__init__()
-        self.target, self.known = dict(target), known
+        self.target, self.find, self.record = dict(target), find, record
         self._folder = tempfile.TemporaryDirectory(prefix="dynprune-tune-")
-        self._pool = PopenPoolExecutor(
-            max_workers=len(cores), timeout=BUILD_TIMEOUT_S, initializer=start_worker,
-            initargs=(list(cores),),
-        )  # fmt: skip
+        self._jobs: dict[str, tuple[TuningTask, Schedule]] = {}
+        self._builders = _pool(list(cores), len(cores), BUILD_TIMEOUT_S)
+        self._runners = _pool([cores[-1]], 1, RUN_TIMEOUT_S)
+
+    def build(self, jobs: Sequence[tuple[TuningTask, Schedule]]) -> list[tuple[str, str | None]]:
+        """(Folder, why it was not built) for each; known ones are not built."""
+        folders = [tempfile.mkdtemp(dir=self._folder.name) for _ in jobs]
+        new = [
+            (task.to_json(), schedule.to_json(), self.target, folder)
+            for (task, schedule), folder in zip(jobs, folders, strict=True)
+            if self.find(task, schedule) is None
+        ]
+        outcomes = _map(self._builders, _build, new, BUILD_TIMEOUT_S, "building")
+        results = []
+        for job, folder in zip(jobs, folders, strict=True):
+            self._jobs[folder] = job
+            failure = None if self.find(*job) else next(outcomes)[1]
+            if failure is not None:
+                self.record(*self._jobs.pop(folder), None, failure)
+            results.append((folder, failure))
+        return results
+
+    def run(self, folders: Sequence[str]) -> list[tuple[list[float] | None, str | None]]:
+        """(Expected seconds, why it failed) for each that was built, one after the other."""
+        results = []
+        for folder in folders:
+            job = self._jobs.pop(folder)
+            trial = self.find(*job)
+            if trial is None:
+                outcome = _map(self._runners, run_candidate, [folder], RUN_TIMEOUT_S, "running")
+                trial = self.record(*job, *next(outcome))
+            shutil.rmtree(folder, ignore_errors=True)
+            results.append((trial.seconds, trial.failure))
+        return results
+
+
+@derived_object
+class CandidateBuilder(ms.builder.PyBuilder):
+    """MetaSchedule's view of `Workers.build`."""
+
+    def __init__(self, workers: Workers) -> None:
+        super().__init__()
+        self.workers = workers
 
     def build(self, build_inputs: list[ms.builder.BuilderInput]) -> list[ms.builder.BuilderResult]:
         """Build each; a failure is a result with its reason."""
-        keys = [candidate_key(item.mod) for item in build_inputs]
-        jobs = []
-        for item, key in zip(build_inputs, keys, strict=True):
-            if key not in self.known:
-                folder = tempfile.mkdtemp(dir=self._folder.name)
-                jobs.append((task_of(item.mod).to_json(), key[1], self.target, folder))
-        built = iter(_map(self._pool, _build, jobs, BUILD_TIMEOUT_S, "building"))
+        jobs = [(task_of(item.mod), schedule_of(item.mod)) for item in build_inputs]
         return [
-            ms.builder.BuilderResult(f"{_KNOWN}{self.known[key]}", None)
-            if key in self.known
-            else ms.builder.BuilderResult(*next(built))
-            for key in keys
+            ms.builder.BuilderResult(folder if failure is None else None, failure)
+            for folder, failure in self.workers.build(jobs)
         ]
 
 
 @derived_object
-class LocalRunner(ms.runner.PyRunner):
-    """Runs candidates one after the other in one process, bound to one core."""
+class CandidateRunner(ms.runner.PyRunner):
+    """MetaSchedule's view of `Workers.run`."""
 
-    def __init__(self, trials: Sequence[Trial], cores: Sequence[int]) -> None:
+    def __init__(self, workers: Workers) -> None:
         super().__init__()
-        self.trials = trials
-        self._pool = PopenPoolExecutor(
-            max_workers=1, timeout=RUN_TIMEOUT_S, initializer=start_worker,
-            initargs=(list(cores),),
-        )  # fmt: skip
+        self.workers = workers
 
     def run(self, runner_inputs: list[ms.runner.RunnerInput]) -> list[Any]:
         """Run each; all are done when this returns, so that nothing disturbs the timing."""
-        paths = [str(item.artifact_path) for item in runner_inputs]
-        jobs = [path for path in paths if not path.startswith(_KNOWN)]
-        ran = iter(_map(self._pool, run_candidate, jobs, RUN_TIMEOUT_S, "running"))
-        results = []
-        for path in paths:
-            if path.startswith(_KNOWN):
-                trial = self.trials[int(path.removeprefix(_KNOWN))]
-                results.append((trial.seconds, trial.failure))
-            else:
-                results.append(next(ran))
-                shutil.rmtree(path, ignore_errors=True)
+        results = self.workers.run([str(item.artifact_path) for item in runner_inputs])
         return [Done(ms.runner.RunnerResult(*result)) for result in results]
 
 
@@ -116,9 +132,10 @@ class Done(ms.runner.PyRunnerFuture):
         return self._result
 
 
-def is_known(builder_result: ms.builder.BuilderResult) -> bool:
-    """Whether a candidate was taken from the log."""
-    return str(builder_result.artifact_path or "").startswith(_KNOWN)
+def _pool(cores: list[int], workers: int, timeout_s: float) -> PopenPoolExecutor:
+    return PopenPoolExecutor(
+        max_workers=workers, timeout=timeout_s, initializer=start_worker, initargs=(cores,)
+    )
 
 
 def _build(job: tuple[str, str, dict[str, Any], str]) -> str:
@@ -126,10 +143,10 @@ def _build(job: tuple[str, str, dict[str, Any], str]) -> str:
 
 
 def _map(
-    pool: PopenPoolExecutor, function: Any, jobs: Iterable[Any], timeout_s: float, doing: str
-) -> Iterable[tuple[Any, str | None]]:
+    pool: PopenPoolExecutor, function: Any, jobs: list[Any], timeout_s: float, doing: str
+) -> Iterator[tuple[Any, str | None]]:
     """(Value, None), or (None, why not) for each job."""
-    for result in pool.map_with_error_catching(function, list(jobs)):
+    for result in pool.map_with_error_catching(function, jobs):
         yield _outcome(result, timeout_s, doing)
 
 

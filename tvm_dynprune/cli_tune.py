@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tvm-dynprune tune …`: tune a network's kernels, and look at what came of it."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from typer.core import TyperGroup
+
+from tvm_dynprune.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tvm_dynprune.compiler import Model
+
+CALIBRATION_IMAGES = 200
+
+
+class _ModelFirst(TyperGroup):
+    """``tune MODEL`` is short for ``tune model MODEL``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["model", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    cls=_ModelFirst,
+    help="Tune a network's kernels: `tune MODEL …`; `tune show` says what came of it.",
+)
+
+
+@app.command()
+def model(
+    what: Annotated[str, typer.Argument(help=".pt2 or .onnx file, or the name of a network.")],
+    soc: Annotated[str, typer.Option(help="SoC profile; 'host' is this machine.")] = "host",
+    out: Annotated[
+        Optional[Path],  # noqa: UP045 (typer evaluates it on Python 3.10)
+        typer.Option(help="Log to write [default: tuning_logs/SOC/NETWORK]."),
+    ] = None,
+    calibrate: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Images whose open lists the kernels are tuned for."),
+    ] = None,
+    minutes: Annotated[Optional[float], typer.Option(help="Stop after so long.")] = None,  # noqa: UP045
+    trials: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Stop after so many trials of all kernels."),
+    ] = None,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Tune the network without its gates, too.")
+    ] = False,
+    all_open: Annotated[
+        bool, typer.Option("--all-open", help="Tune as if all gates were open.")
+    ] = False,
+    group_size: Annotated[int, typer.Option(min=1, help="Networks by name: forced gates.")] = 16,
+    open_fraction: Annotated[float, typer.Option(help="Networks by name: of the groups.")] = 0.5,
+    seed: Annotated[int, typer.Option()] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a log.")] = False,
+) -> None:
+    """Tune the kernels of a network at what its gates leave open on real images."""
+    from tvm_dynprune.compiler import choose_kernels
+    from tvm_dynprune.files import refuse_existing
+    from tvm_dynprune.progress import working
+    from tvm_dynprune.soc import load_soc, missing_here, required_features
+    from tvm_dynprune.tune.extract import extract_tasks
+    from tvm_dynprune.tune.log import RunInfo
+    from tvm_dynprune.tune.tuner import Budget, tune
+
+    if minutes is None and trials is None:
+        raise UserError("tune: say when to stop: --minutes, --trials, or both")
+    if not 0 < open_fraction <= 1:
+        raise UserError(f"--open-fraction {open_fraction}: above 0 and at most 1")
+    target = load_soc(soc)
+    if missing := missing_here(target.target, required_features(target)):
+        raise UserError(f"--soc {soc}: its kernels do not run here: {missing}")
+    with working(f"importing {what}"):
+        network, images = _network(what, calibrate, group_size, open_fraction, seed)
+    folder = out or Path("tuning_logs") / soc / network.name
+    if not resume:
+        refuse_existing(folder, force=False)
+    with working(f"choosing the kernels of {network.name}"):
+        chosen, calibration = choose_kernels(network, target, images)
+        functions = ("main", "dense") if dense else ("main",)
+        tasks = extract_tasks(chosen, target, None if all_open else calibration, functions)
+    info = RunInfo(
+        network.name, soc, dict(target.target), seed=seed, commands=[shlex.join(sys.argv)]
+    )
+    with _live_table() as show:
+        tune(tasks, target, folder, info, Budget(trials, minutes), show)
+
+
+def _network(
+    what: str, calibrate: Path | None, group_size: int, open_fraction: float, seed: int
+) -> "tuple[Model, np.ndarray | None]":
+    """A network from a file, or by name with forced gates; and images to calibrate it on."""
+    from tvm_dynprune.bench.run import as_input
+    from tvm_dynprune.compiler import load_model
+    from tvm_dynprune.data import load_images
+
+    if Path(what).suffix in (".onnx", ".pt2"):
+        images = None
+        if calibrate is not None:
+            images = as_input(load_images(calibrate, "train").images[:CALIBRATION_IMAGES])
+        return load_model(what), images
+    if calibrate is not None:
+        raise UserError("--calibrate: a network by name has forced gates, and random images")
+    from tvm_dynprune.bench.forced import Gating, force_gates, forced_model
+
+    forced = force_gates(what, Gating(group_size, open_fraction, None, seed))
+    return forced_model(forced), forced.images
+
+
+def _live_table() -> Any:
+    """Context manager: a function that shows a `Progress`, in place on a terminal."""
+    from contextlib import contextmanager
+
+    from rich.live import Live
+
+    from tvm_dynprune.progress import console
+    from tvm_dynprune.tables import tuning_table
+
+    @contextmanager
+    def shown() -> Any:
+        with Live(console=console, auto_refresh=False) as live:
+            yield lambda progress: live.update(tuning_table(progress), refresh=True)
+
+    return shown()
+
+
+@app.command()
+def show(
+    log: Annotated[Path, typer.Argument(help="Folder that tune wrote.")],
+    plot: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="SVG file to write: best time against trials."),
+    ] = None,
+) -> None:
+    """The best schedule of each kernel, and best time against trials."""
+    from rich.console import Console
+
+    from tvm_dynprune.tables import log_table
+    from tvm_dynprune.tune.curve import tuning_curve
+    from tvm_dynprune.tune.log import read_best, read_info, read_trials
+
+    best, trials = read_best(log), list(read_trials(log))
+    Console(soft_wrap=True).print(log_table(read_info(log), best.values(), trials))
+    if plot is not None:
+        from tvm_dynprune.report.tuning_plot import plot_curves
+
+        plot_curves({log.name: tuning_curve(best.values(), trials)}, plot)
