@@ -36,7 +36,7 @@ INSIDE = {
     "runtime": {"soc"},
     "soc": set(),
     "tables": set(),
-    "tune": {"kernels", "passes", "runtime", "soc"},
+    "tune": {"device", "kernels", "passes", "runtime", "soc"},
 }
 # Single modules that hold nothing but what both sides must agree on.
 ALSO = {

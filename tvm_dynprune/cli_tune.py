@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from typer.core import TyperGroup
 
+from tvm_dynprune.cli_device import Key, Tracker
 from tvm_dynprune.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tvm_dynprune.compiler import Model
+    from tvm_dynprune.soc import Soc
+    from tvm_dynprune.tune.workers import Devices
 
 CALIBRATION_IMAGES = 200
 
@@ -62,23 +65,25 @@ def model(
     open_fraction: Annotated[float, typer.Option(help="Networks by name: of the groups.")] = 0.5,
     seed: Annotated[int, typer.Option()] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a log.")] = False,
+    tracker: Tracker = None,
+    key: Key = None,
 ) -> None:
     """Tune the kernels of a network at what its gates leave open on real images."""
     from tvm_dynprune.compiler import choose_kernels
     from tvm_dynprune.files import refuse_existing
     from tvm_dynprune.progress import working
-    from tvm_dynprune.soc import load_soc, missing_here, required_features
+    from tvm_dynprune.soc import load_soc
     from tvm_dynprune.tune.extract import extract_tasks
     from tvm_dynprune.tune.log import RunInfo
-    from tvm_dynprune.tune.tuner import Budget, tune
+    from tvm_dynprune.tune.progress import Budget
+    from tvm_dynprune.tune.tuner import tune
 
     if minutes is None and trials is None:
         raise UserError("tune: say when to stop: --minutes, --trials, or both")
     if not 0 < open_fraction <= 1:
         raise UserError(f"--open-fraction {open_fraction}: above 0 and at most 1")
     target = load_soc(soc)
-    if missing := missing_here(target.target, required_features(target)):
-        raise UserError(f"--soc {soc}: its kernels do not run here: {missing}")
+    devices, unit = _devices(tracker, key, target)
     with working(f"importing {what}"):
         network, images = _network(what, calibrate, group_size, open_fraction, seed)
     folder = out or Path("tuning_logs") / soc / network.name
@@ -89,10 +94,43 @@ def model(
         functions = ("main", "dense") if dense else ("main",)
         tasks = extract_tasks(chosen, target, None if all_open else calibration, functions)
     info = RunInfo(
-        network.name, soc, dict(target.target), seed=seed, commands=[shlex.join(sys.argv)]
+        network=network.name,
+        soc=soc,
+        target=dict(target.target),
+        seed=seed,
+        device="here" if devices is None else f"{key} of {tracker}",
+        unit=unit,
+        commands=[shlex.join(sys.argv)],
     )
     with _live_table() as show:
-        tune(tasks, target, folder, info, Budget(trials, minutes), show)
+        tune(tasks, target, folder, info, Budget(trials, minutes), show, devices)
+
+
+def _devices(tracker: str | None, key: str | None, soc: "Soc") -> "tuple[Devices | None, str]":
+    """Where kernels run, and what is counted there; a profile that lies is found out."""
+    from tvm_dynprune.runtime.rpc import parse_address
+    from tvm_dynprune.soc import missing_here, required_features
+    from tvm_dynprune.tune.measure import describe_device
+    from tvm_dynprune.tune.workers import Devices
+
+    features = required_features(soc)
+    if tracker is None and key is None:
+        if missing := missing_here(soc.target, features):
+            raise UserError(
+                f"--soc {soc.name} does not describe this machine, which lacks {missing}: name "
+                "another profile, or the devices with --tracker and --key"
+            )
+        return None, "seconds"
+    if tracker is None or key is None:
+        raise UserError("--tracker and --key go together: HOST:PORT, and what devices are under")
+    devices = Devices(parse_address(tracker), key)
+    info = describe_device(devices.tracker, key)
+    if lacking := [name for name in features if info and name not in info["features"]]:
+        raise UserError(
+            f"--soc {soc.name} does not describe the devices under {key!r}, which lack "
+            f"{', '.join(lacking)}: name another profile"
+        )
+    return devices, "instructions" if info.get("clock") == "instructions" else "seconds"
 
 
 def _network(

@@ -104,7 +104,8 @@ def tuning_table(progress: Any) -> Table:
     limits.append(f"{elapsed / 60:.1f} min" + (f" of {budget.minutes}" if budget.minutes else ""))
     table = Table(title=", ".join(limits))
     table.add_column("kernel")
-    for column in ("trials", "failed", "own ms", "best ms", "GFLOP/s", "gain"):
+    unit, rate = _tuning_units(progress.unit)
+    for column in ("trials", "failed", f"own {unit}", f"best {unit}", rate, "gain"):
         table.add_column(column, justify="right")
     for one in progress.tasks:
         table.add_row(
@@ -113,7 +114,7 @@ def tuning_table(progress: Any) -> Table:
             str(one.failures or ""),
             f"{one.own_s * 1e3:.3f}",
             f"{one.best_s * 1e3:.3f}",
-            f"{2 * one.task.macs / one.best_s / 1e9:.0f}",
+            f"{2 * one.task.macs / one.best_s / 1e9:.3g}",
             f"{one.gain:.2f}",
         )
     own, best = progress.own_s, progress.expected_s
@@ -130,7 +131,7 @@ def log_table(info: Any, best: Any, trials: Any) -> Table:
         f"{max(trial.at_s for trial in trials) / 60:.1f} min"
     )
     table.add_column("kernel")
-    for column in ("open", "ms", "GFLOP/s"):
+    for column in ("open", *_tuning_units(info.unit)):
         table.add_column(column, justify="right")
     table.add_column("schedule")
     for one in best:
@@ -138,10 +139,17 @@ def log_table(info: Any, best: Any, trials: Any) -> Table:
             _layers(one.task.layers),
             f"{one.task.open_fraction:.0%}",
             f"{one.expected_s * 1e3:.3f}",
-            f"{2 * one.task.macs / one.expected_s / 1e9:.0f}",
+            f"{2 * one.task.macs / one.expected_s / 1e9:.3g}",
             one.schedule.to_json(),
         )
     return table
+
+
+def _tuning_units(unit: str) -> tuple[str, str]:
+    """What a kernel takes, and what it does in that: 1e-3 and 1e9 of a log's unit."""
+    if unit == "instructions":
+        return "million instructions", "FLOP per instruction"
+    return "ms", "GFLOP/s"
 
 
 def _layers(names: Any) -> str:

@@ -41,7 +41,11 @@ _DATABASE = ("database_workload.json", "database_tuning_record.json")
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What ``run.json`` holds."""
+    """What ``run.json`` holds.
+
+    `unit` is "seconds", or "instructions" where an emulated device counts them: times are then
+    billions of them.
+    """
 
     network: str
     soc: str

@@ -6,9 +6,11 @@ Workers import this module and nothing of MetaSchedule, whose tensor intrinsics 
 
 import json
 import os
+import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
@@ -17,19 +19,24 @@ from typing import Any
 
 import numpy as np
 import tvm
+from tvm import rpc
 
+from tvm_dynprune.device.linker import link_library
+from tvm_dynprune.errors import DeviceError
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.convolution import Convolution
 from tvm_dynprune.kernels.schedule import Schedule
-from tvm_dynprune.tune.task import OpenLists, TuningTask
+from tvm_dynprune.tune.arguments import arguments_of
+from tvm_dynprune.tune.task import TuningTask
 
 LIBRARY = "library.so"
 REQUEST = "request.json"
 ROUNDS = 3
-_ROUND_MS = 4.0  # of each open list, at least
-_LEAST_RUNS = 5
-_MOST_COPIES = 64
-_COPIES_MIB = 48  # of weights that are gone through in turns: more than last-level caches hold
+RUNS = 5  # of each open list and round, at least
+_ROUND_MS = 4.0  # likewise
+FLUSH_BYTES = 16 << 20  # written between runs on a device: more than its caches hold
+SESSION_S = 60  # that a device may take for a trial
+DEVICE_LOST = "device: "  # how a failure begins that is not the kernel's
 
 
 def start_worker(cores: list[int]) -> None:
@@ -43,9 +50,11 @@ def start_worker(cores: list[int]) -> None:
 def build_candidate(task: str, schedule: str, target: dict[str, Any], folder: str) -> str:
     """Compile a task's kernels by a schedule, both JSON, into `folder`; returns `folder`."""
     spec = replace(TuningTask.from_json(task).spec, schedule=Schedule.from_json(schedule))
-    module = kernels_of(spec)
-    library = tvm.compile(module, target=tvm.target.Target(target))
-    library.export_library(str(Path(folder) / LIBRARY))
+    library = tvm.compile(kernels_of(spec), target=tvm.target.Target(target))
+    triple = str(target["mtriple"])
+    here = {"arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    linker = None if triple.startswith(here) else link_library(triple)
+    library.export_library(str(Path(folder) / LIBRARY), fcompile=linker)
     request = {"task": task, "schedule": schedule}
     (Path(folder) / REQUEST).write_text(json.dumps(request), encoding="utf-8")
     return folder
@@ -60,94 +69,123 @@ def kernels_of(spec: Conv2d) -> tvm.IRModule:
     )
 
 
-def run_candidate(folder: str) -> list[float]:
+def run_here(folder: str) -> list[float]:
     """Time what `build_candidate` built: expected seconds over the task's inputs, `ROUNDS` times.
 
     Each run is timed on its own: weights that are not cached come from another copy each time.
     """
-    request = json.loads((Path(folder) / REQUEST).read_text(encoding="utf-8"))
-    task = TuningTask.from_json(request["task"])
-    spec = replace(task.spec, schedule=Schedule.from_json(request["schedule"]))
-    library = tvm.runtime.load_module(str(Path(folder) / LIBRARY))
-    runs = [
-        (lists.share, cycle(_calls(library, spec, lists, task.weights_cached)))
-        for lists in task.inputs
-    ]
-    for _, calls in runs:
-        next(calls)()  # what is done once, and what was not in the caches yet
-    return [sum(share * _median_s(calls) for share, calls in runs) for _ in range(ROUNDS)]
+    task, spec = _request(folder)
+    library: Any = tvm.runtime.load_module(str(Path(folder) / LIBRARY))
+    runs = []
+    for lists in task.inputs:
+        calls = arguments_of(spec, lists, tvm.runtime.tensor, copies=not task.weights_cached)
+        before = [] if calls.first is None else [partial(library["first"], *calls.first)]
+        kernels = [[*before, partial(library["kernel"], *copy)] for copy in calls.kernel]
+        runs.append((lists.share, cycle(kernels)))
+    for _, kernels in runs:
+        _once(next(kernels))  # what is done once, and what was not in the caches yet
+    return [sum(share * _median_s(kernels) for share, kernels in runs) for _ in range(ROUNDS)]
 
 
-def _median_s(calls: Iterator[Callable[[], None]]) -> float:
-    """Median time of one call."""
+def _median_s(kernels: Iterator[list[Callable[[], Any]]]) -> float:
+    """Median time of one run."""
     samples: list[float] = []
-    while len(samples) < _LEAST_RUNS or sum(samples) < _ROUND_MS / 1e3:
-        for call in islice(calls, _LEAST_RUNS):
-            started = time.perf_counter()
-            call()
-            samples.append(time.perf_counter() - started)
+    while len(samples) < RUNS or sum(samples) < _ROUND_MS / 1e3:
+        samples += [_once(some) for some in islice(kernels, RUNS)]
     return float(np.median(samples))
 
 
-def _calls(library: Any, spec: Conv2d, lists: OpenLists, cached: bool) -> list[Callable[[], None]]:
-    """Calls that run the kernels once; each has weights of its own, if they are not `cached`."""
-    convolution, rng = Convolution(spec), np.random.default_rng(0)
-    x = _random(rng, spec.x.shape)
-    y = tvm.runtime.tensor(np.zeros(spec.y.shape, "float32"))
-    lists_in = [] if lists.open_in is None else _list(lists.open_in, _unit_in(spec), spec.x)
-    lists_out = [] if lists.open_out is None else _list(lists.open_out, _unit_out(spec), spec.y)
-    extra = _epilogue(rng, spec)
-    size_mib = 4 * int(np.prod(convolution.weight_shape)) / 2**20
-    copies = 1 if cached else min(_MOST_COPIES, int(_COPIES_MIB / size_mib) + 1)
-    kernel = library["kernel"]
-    before, source = [], x
-    if convolution.winograd is not None:
-        u = tvm.runtime.tensor(np.zeros(convolution.winograd.transformed_shape, "float32"))
-        by_block = [] if lists.open_in is None else _list(lists.open_in, spec.x.lanes, spec.x)
-        before, source = [partial(library["first"], x, *by_block, u)], u
-
-    def call_with(weight: tvm.runtime.Tensor) -> Callable[[], None]:
-        arguments = (source, weight, *extra, *lists_in, *lists_out, y)
-
-        def call() -> None:
-            for first in before:
-                first()
-            kernel(*arguments)
-
-        return call
-
-    weight = rng.standard_normal(convolution.weight_shape, "float32")
-    return [call_with(tvm.runtime.tensor(weight)) for _ in range(copies)]
+def _once(kernels: list[Callable[[], Any]]) -> float:
+    started = time.perf_counter()
+    for kernel in kernels:
+        kernel()
+    return time.perf_counter() - started
 
 
-def _epilogue(rng: np.random.Generator, spec: Conv2d) -> list[tvm.runtime.Tensor]:
-    """Bias, scale and residual, as `Conv2dBuilder` takes them."""
-    y, extra = spec.y, []
-    if spec.bias:
-        extra.append(_random(rng, (y.blocks * y.lanes,)))
-    if spec.scale:
-        extra.append(_random(rng, (y.batch, y.channels, 1, 1)))
-    if spec.residual is not None:
-        extra.append(_random(rng, spec.residual.shape))
-    return extra
+def run_remote(folder: str, tracker: tuple[str, int], key: str) -> list[float]:
+    """The same on the next free device that a tracker has under a key.
+
+    A device whose clock counts instructions runs each kernel once: its count is exact, and is
+    returned in billions.
+
+    Raises
+    ------
+    DeviceError
+        There was no device, or it was lost; another one may do.
+    """
+    task, spec = _request(folder)
+    with connect_device(tracker, key) as session:
+        counts = _info(session).get("clock") == "instructions"
+        session.upload(str(Path(folder) / LIBRARY), LIBRARY)
+        library, place = session.load_module(LIBRARY), session.cpu(0)
+        rounds = np.zeros(1 if counts else ROUNDS)
+        for lists in task.inputs:
+            calls = arguments_of(spec, lists, partial(_put, place), copies=False)
+            flush = 0 if task.weights_cached or counts else FLUSH_BYTES
+            for name, arguments in (("first", calls.first), ("kernel", calls.kernel[0])):
+                if arguments is not None:
+                    repeat = len(rounds) * (1 if counts else RUNS)
+                    timer = library.time_evaluator(
+                        name, place, number=1, repeat=repeat, cache_flush_bytes=flush
+                    )
+                    results = np.array(timer(*arguments).results).reshape(len(rounds), -1)
+                    rounds += lists.share * np.median(results, axis=1)
+    return rounds.tolist()
 
 
-def _unit_in(spec: Conv2d) -> int:
-    return spec.x.lanes if spec.by_input_block else 1
+def describe_device(tracker: tuple[str, int], key: str) -> dict[str, Any]:
+    """What one of the devices under a key says of itself; nothing where its server is TVM's own.
+
+    Raises
+    ------
+    DeviceError
+        There is no tracker, or no device.
+    """
+    with connect_device(tracker, key) as session:
+        return _info(session)
 
 
-def _unit_out(spec: Conv2d) -> int:
-    return spec.y.lanes if spec.visit == "blocks" else 1
+@contextmanager
+def connect_device(tracker: tuple[str, int], key: str) -> Iterator[rpc.RPCSession]:
+    """Yield a session with the next free device."""
+    try:
+        session = rpc.connect_tracker(*tracker).request(key, session_timeout=SESSION_S, max_retry=1)
+    except Exception as error:
+        raise DeviceError(f"{DEVICE_LOST}{last_line(error)}") from None
+    try:
+        yield session
+    except Exception as error:
+        if _is_lost(error):
+            raise DeviceError(f"{DEVICE_LOST}{last_line(error)}") from None
+        raise
+    finally:
+        with suppress(Exception):  # lost already
+            session._sess.get_function("CloseRPCConnection")()
 
 
-def _list(channels: list[int], unit: int, size: Any) -> list[tvm.runtime.Tensor]:
-    """List and count of blocks of `unit` channels, as `open_list` makes them, for each sample."""
-    is_open = np.zeros(-(-size.channels // unit), bool)
-    is_open[np.array(channels, int) // unit] = True
-    items = np.concatenate([np.flatnonzero(is_open), np.flatnonzero(~is_open)]).astype("int32")
-    count = np.full(size.batch, is_open.sum(), "int32")
-    return [tvm.runtime.tensor(np.tile(items, (size.batch, 1))), tvm.runtime.tensor(count)]
+def _is_lost(error: Exception) -> bool:
+    """Whether it is the connection's fault, and not the kernel's."""
+    signs = ("RPCCode::kReturn", "kShutdown", "Broken pipe", "Connection reset", "timed out")
+    return isinstance(error, OSError) or any(sign in str(error) for sign in signs)
 
 
-def _random(rng: np.random.Generator, shape: tuple[int, ...]) -> tvm.runtime.Tensor:
-    return tvm.runtime.tensor(rng.standard_normal(shape, "float32"))
+def _info(session: rpc.RPCSession) -> dict[str, Any]:
+    try:
+        return json.loads(session.get_function("dynprune.device_info")())
+    except AttributeError:
+        return {}
+
+
+def last_line(error: BaseException) -> str:
+    """The line of what TVM raised that says what happened."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+
+
+def _put(place: Any, array: np.ndarray) -> tvm.runtime.Tensor:
+    return tvm.runtime.tensor(array, place)
+
+
+def _request(folder: str) -> tuple[TuningTask, Conv2d]:
+    request = json.loads((Path(folder) / REQUEST).read_text(encoding="utf-8"))
+    task = TuningTask.from_json(request["task"])
+    return task, replace(task.spec, schedule=Schedule.from_json(request["schedule"]))

@@ -79,7 +79,7 @@ def _winograd_spaces(spec: Conv2d, m: int) -> list[Space]:
     strips = {min(plane.rows, max(1, t // plane.columns)): t for t in (256, 128, 32, 16, 64)}
     space: Space = {
         "algorithm": [f"winograd_{m}"],
-        "sums": sorted({most + 2, *(max(1, most * k // 7) for k in (3, 4, 5, 6, 7))}),
+        "sums": sorted({most + 2, *(max(1, most * k // 7) for k in (2, 3, 4, 5, 6, 7))}),
         "strip_tiles": sorted(strips.values()),
     }
     spaces = []

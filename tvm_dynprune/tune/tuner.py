@@ -6,83 +6,28 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tvm
-from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
-from tvm.s_tir.schedule import Trace
 
-from tvm_dynprune.errors import ToolError, TuningError
+from tvm_dynprune.errors import DeviceError, ToolError, TuningError
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.workload import workload_of
 from tvm_dynprune.soc import Soc
 from tvm_dynprune.tune.features import ScheduleFeatures
 from tvm_dynprune.tune.log import TRIALS, RunInfo, Trial, TuningLog
+from tvm_dynprune.tune.mutate import MutateDecision
+from tvm_dynprune.tune.progress import Budget, Progress, TaskProgress
 from tvm_dynprune.tune.space import design_spaces, own_choice, workload_module
 from tvm_dynprune.tune.task import TuningTask
-from tvm_dynprune.tune.workers import CandidateBuilder, CandidateRunner, Workers
+from tvm_dynprune.tune.workers import CandidateBuilder, CandidateRunner, Devices, Workers
 
 TRIALS_AT_ONCE = 8
 _WARMUP_TRIALS = 16  # of all tasks, before the cost model is trained
 _NO_LIMIT = 10**6  # trials: our own budget counts those of earlier runs, too
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When to stop: after so many trials, or minutes, whichever comes first."""
-
-    trials: int | None = None
-    minutes: float | None = None
-
-
-@dataclass
-class TaskProgress:
-    """How far the tuning of one task has come."""
-
-    task: TuningTask
-    seen: set[str] = field(default_factory=set)  # schedules that were tried
-    failures: int = 0
-    own_s: float = float("inf")
-    best_s: float = float("inf")
-    last_failure: str = ""
-
-    @property
-    def trials(self) -> int:
-        """How many schedules were tried."""
-        return len(self.seen)
-
-    @property
-    def gain(self) -> float:
-        """Time of the compiler's own choice over the best time."""
-        return self.own_s / self.best_s
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far tuning has come."""
-
-    tasks: list[TaskProgress]
-    elapsed_s: float
-    budget: Budget
-
-    @property
-    def trials(self) -> int:
-        """Of all tasks."""
-        return sum(task.trials for task in self.tasks)
-
-    @property
-    def expected_s(self) -> float:
-        """Time of all kernels for one input, at their best."""
-        return sum(task.best_s * len(task.task.layers) for task in self.tasks)
-
-    @property
-    def own_s(self) -> float:
-        """The same by the compiler's own choices."""
-        return sum(task.own_s * len(task.task.layers) for task in self.tasks)
 
 
 def tune(
@@ -92,6 +37,7 @@ def tune(
     info: RunInfo,
     budget: Budget,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    devices: Devices | None = None,
 ) -> Progress:
     """Tune `tasks` and write what comes of it to `folder`.
 
@@ -112,7 +58,9 @@ def tune(
     budget
         When to stop.
     on_progress
-        Called after every batch of trials.
+        Called after every trial.
+    devices
+        Where kernels run; None for here.
 
     Raises
     ------
@@ -120,6 +68,8 @@ def tune(
         `folder` holds a log of something else.
     TuningError
         No trial of a kernel ran.
+    DeviceError
+        The devices are gone.
     ToolError
         XGBoost is not installed.
     """
@@ -127,7 +77,7 @@ def tune(
     log = TuningLog(folder, info)
     try:
         with _interruptible() as interrupted:
-            session = _Session(list(tasks), soc, log, budget, on_progress, interrupted)
+            session = _Session(list(tasks), soc, log, budget, on_progress, interrupted, devices)
             session.run(info.seed)
     finally:
         log.close()
@@ -153,18 +103,19 @@ class _Session:
         budget: Budget,
         on_progress: Callable[[Progress], None],
         interrupted: Callable[[], bool],
+        devices: Devices | None,
     ) -> None:
         self.log, self.budget = log, budget
         self.on_progress, self.interrupted = on_progress, interrupted
         self.tasks = [TaskProgress(task) for task in tasks]
         self.target = {"kind": "llvm", "num-cores": 1, **soc.target}
-        self.workers = Workers(self.target, _cores(), self.find, self.record)
+        self.workers = Workers(self.target, _cores(), self.find, self.record, devices)
         self._by_workload = {workload_of(one.task.spec): one for one in self.tasks}
         self._stopped = False
 
     @property
     def progress(self) -> Progress:
-        return Progress(self.tasks, self.log.elapsed_s, self.budget)
+        return Progress(self.tasks, self.log.elapsed_s, self.budget, self.log.info.unit)
 
     def run(self, seed: int) -> None:
         """The compiler's own choices, then the search; until the budget is spent."""
@@ -177,7 +128,13 @@ class _Session:
                 one.own_s = one.best_s
             self._search(seed)
         except Exception:
-            if not self._stopped:  # what comes back through C++ is another exception
+            # What comes back through C++ is another exception.
+            if self.workers.lost and not self._stopped:
+                raise DeviceError(
+                    f"no device ran a trial, {self.workers.lost}; {self.log.folder} has all trials "
+                    "before: tune --resume goes on from there"
+                ) from None
+            if not self._stopped:
                 raise
 
     def _search(self, seed: int) -> None:
@@ -256,32 +213,6 @@ class _Session:
         if late or done or self.interrupted():
             self._stopped = True
             raise _StopTuning
-
-
-@derived_object
-class MutateDecision(ms.mutator.PyMutator):
-    """Decide one of a candidate's decisions anew."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.seed, self._rng = seed, np.random.default_rng(seed)
-
-    def _initialize_with_tune_context(self, context: ms.TuneContext) -> None:
-        """Nothing depends on it."""
-
-    def apply(self, trace: Trace, _) -> Trace | None:
-        """Another trace; None if there is nothing to decide."""
-        sampled = [inst for inst in trace.insts if inst.kind.name == "SampleCategorical"]
-        if not sampled:
-            return None
-        chosen = sampled[self._rng.integers(len(sampled))]
-        before, count = int(trace.decisions[chosen]), len(chosen.attrs[0])
-        decision = (before + int(self._rng.integers(1, count))) % count
-        return trace.with_decision(chosen, decision, True)
-
-    def clone(self) -> Any:
-        """With the same seed."""
-        return MutateDecision(self.seed)
 
 
 def _need_xgboost() -> None:

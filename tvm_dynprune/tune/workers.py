@@ -7,25 +7,46 @@ how a run is resumed, by going through the same search.
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 from tvm.support.popen_pool import MapResult, PopenPoolExecutor, StatusKind
 
+from tvm_dynprune.errors import DeviceError
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.tune.log import Trial
-from tvm_dynprune.tune.measure import build_candidate, run_candidate, start_worker
+from tvm_dynprune.tune.measure import (
+    DEVICE_LOST,
+    build_candidate,
+    run_here,
+    run_remote,
+    start_worker,
+)
 from tvm_dynprune.tune.space import schedule_of, task_of
 from tvm_dynprune.tune.task import TuningTask
 
 BUILD_TIMEOUT_S = 60.0
 RUN_TIMEOUT_S = 30.0
+REMOTE_TIMEOUT_S = 300.0  # with the time that a device is busy with others
+MOST_DEVICES = 8  # that run candidates at once
+_ATTEMPTS = 3
+_PAUSE_S = 2.0  # in which a device may come back
 
 # What becomes of a candidate: (task, schedule, seconds, why it failed) is written down.
 Record = Callable[[TuningTask, Schedule, "list[float] | None", "str | None"], Trial]
 Find = Callable[[TuningTask, Schedule], "Trial | None"]
+
+
+@dataclass(frozen=True)
+class Devices:
+    """All devices that a tracker has under a key."""
+
+    tracker: tuple[str, int]
+    key: str
 
 
 class Workers:
@@ -41,16 +62,27 @@ class Workers:
         The trial of an earlier run, if there is one.
     record
         Called as soon as a candidate has run, or failed.
+    devices
+        Where candidates run, all at once; None for here, one after the other.
     """
 
     def __init__(
-        self, target: Mapping[str, Any], cores: Sequence[int], find: Find, record: Record
+        self,
+        target: Mapping[str, Any],
+        cores: Sequence[int],
+        find: Find,
+        record: Record,
+        devices: Devices | None = None,
     ) -> None:
         self.target, self.find, self.record = dict(target), find, record
+        self.devices, self.lost = devices, ""
         self._folder = tempfile.TemporaryDirectory(prefix="dynprune-tune-")
         self._jobs: dict[str, tuple[TuningTask, Schedule]] = {}
         self._builders = _pool(list(cores), len(cores), BUILD_TIMEOUT_S)
-        self._runners = _pool([cores[-1]], 1, RUN_TIMEOUT_S)
+        if devices is None:
+            self._runners = _pool([cores[-1]], 1, RUN_TIMEOUT_S)
+        else:
+            self._runners = _pool(list(cores), MOST_DEVICES, REMOTE_TIMEOUT_S)
 
     def build(self, jobs: Sequence[tuple[TuningTask, Schedule]]) -> list[tuple[str, str | None]]:
         """(Folder, why it was not built) for each; known ones are not built."""
@@ -71,17 +103,49 @@ class Workers:
         return results
 
     def run(self, folders: Sequence[str]) -> list[tuple[list[float] | None, str | None]]:
-        """(Expected seconds, why it failed) for each that was built, one after the other."""
+        """(Expected seconds, why it failed) for each that was built.
+
+        Raises
+        ------
+        DeviceError
+            The devices are gone; `lost` has the text as well.
+        """
+        new = [folder for folder in folders if self.find(*self._jobs[folder]) is None]
+        trials = {}
+        for folder, outcome in self._outcomes(new):
+            trials[folder] = self.record(*self._jobs[folder], *outcome)
         results = []
         for folder in folders:
             job = self._jobs.pop(folder)
-            trial = self.find(*job)
-            if trial is None:
-                outcome = _map(self._runners, run_candidate, [folder], RUN_TIMEOUT_S, "running")
-                trial = self.record(*job, *next(outcome))
+            trial = trials.get(folder) or self.find(*job)
+            assert trial is not None
             shutil.rmtree(folder, ignore_errors=True)
             results.append((trial.seconds, trial.failure))
         return results
+
+    def _outcomes(self, folders: list[str]) -> Iterator[tuple[str, tuple[Any, str | None]]]:
+        """(Folder, what came of it); what a lost device was running goes to another one."""
+        if self.devices is None:
+            for folder in folders:
+                outcome = _map(self._runners, run_here, [folder], RUN_TIMEOUT_S, "running")
+                yield folder, next(outcome)
+            return
+        for _ in range(_ATTEMPTS):
+            jobs = [(folder, self.devices) for folder in folders]
+            ran = _map(self._runners, _run_remote, jobs, REMOTE_TIMEOUT_S, "running")
+            left = []
+            for folder, outcome in zip(folders, ran, strict=True):
+                if DEVICE_LOST in (outcome[1] or ""):
+                    left.append(folder)
+                    self.lost = str(outcome[1]).split(DEVICE_LOST)[1]
+                else:
+                    yield folder, outcome
+            if not left:
+                self.lost = ""
+                return
+            folders = left
+            time.sleep(_PAUSE_S)
+        raise DeviceError(self.lost)
 
 
 @derived_object
@@ -140,6 +204,11 @@ def _pool(cores: list[int], workers: int, timeout_s: float) -> PopenPoolExecutor
 
 def _build(job: tuple[str, str, dict[str, Any], str]) -> str:
     return build_candidate(*job)
+
+
+def _run_remote(job: tuple[str, Devices]) -> list[float]:
+    folder, devices = job
+    return run_remote(folder, devices.tracker, devices.key)
 
 
 def _map(

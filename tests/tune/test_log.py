@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from tests.tune.samples import HOST, convolution, info, task_for
+from tvm_dynprune.errors import LogError
+from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.kernels.workload import workload_of
+from tvm_dynprune.tune.curve import tuning_curve
+from tvm_dynprune.tune.log import (
+    RUN,
+    TRIALS,
+    TuningLog,
+    check_info,
+    read_best,
+    read_info,
+    read_trials,
+)
+
+TASK = task_for(convolution(), "a", "b")
+OTHER = task_for(convolution(size=7), "c")
+FAST, SLOW = Schedule(tile=(2, 14)), Schedule("winograd_2", sums=28)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A log of two kernels: four trials, one of which failed."""
+    log = TuningLog(tmp_path / "log", info())
+    log.append(TASK, SLOW, [3e-3, 4e-3], None)
+    log.append(OTHER, Schedule(tile=(4, 7)), [5e-3], None)
+    log.append(TASK, Schedule(tile=(7, 4)), None, "building failed: no space left")
+    log.append(TASK, FAST, [1e-3, 2e-3], None)
+    log.close()
+    return tmp_path / "log"
+
+
+def test_the_best_trial_of_each_kernel_is_found(folder):
+    best = read_best(folder)
+    assert best.keys() == {workload_of(TASK.spec), workload_of(OTHER.spec)}
+    found = best[workload_of(TASK.spec)]
+    assert (found.task, found.schedule.tile) == (TASK, FAST.tile)
+    assert found.expected_s == pytest.approx(1.5e-3)
+
+
+def test_a_failed_trial_is_kept_with_its_reason(folder):
+    failed = [trial for trial in read_trials(folder) if trial.failure]
+    assert [trial.failure for trial in failed] == ["building failed: no space left"]
+    assert failed[0].expected_s == float("inf")
+
+
+def test_a_log_is_continued(folder):
+    log = TuningLog(folder, info(commands=["again"]))
+    assert log.find(TASK, FAST).seconds == [1e-3, 2e-3]
+    assert log.find(TASK, Schedule(tile=(1, 14))) is None
+    log.append(TASK, Schedule(tile=(1, 14)), [5e-4], None)
+    log.close()
+    assert read_best(folder)[workload_of(TASK.spec)].schedule.tile == (1, 14)
+    assert len(list(read_trials(folder))) == 5
+    assert read_info(folder).commands == ["again"]
+
+
+@pytest.mark.parametrize("name", [TRIALS, "database_workload.json", "database_tuning_record.json"])
+def test_a_torn_last_line_is_left_out_and_the_rest_is_used(folder, name, caplog):
+    with (folder / name).open("a", encoding="utf-8") as stream:
+        stream.write('["torn')
+    with caplog.at_level(logging.WARNING):
+        assert len(list(read_trials(folder))) == 4
+        assert len(read_best(folder)) == 2
+    assert "torn" in caplog.text
+    log = TuningLog(folder, info())
+    log.append(TASK, Schedule(tile=(1, 14)), [5e-4], None)
+    log.close()
+    assert len(list(read_trials(folder))) == 5
+    assert read_best(folder)[workload_of(TASK.spec)].expected_s == 5e-4
+
+
+@pytest.mark.parametrize("change", [{"network": "another"}, {"seed": 7}])
+def test_the_log_of_something_else_is_not_continued(folder, change):
+    with pytest.raises(LogError, match="holds a log of net, seed 0"):
+        TuningLog(folder, info(**change))
+
+
+def test_a_log_of_another_version_or_target_is_refused(folder):
+    check_info(folder, read_info(folder), dict(HOST.target))
+    with pytest.raises(LogError, match=r"log of TVM 0.1.0, this is .*: tune again"):
+        check_info(folder, info(tvm="0.1.0"), dict(HOST.target))
+    with pytest.raises(LogError, match="not cortex-a76: tune for this SoC"):
+        check_info(folder, read_info(folder), {"mtriple": "aarch64", "mcpu": "cortex-a76"})
+
+
+def test_what_is_no_log_is_refused(tmp_path):
+    with pytest.raises(LogError, match="no tuning log"):
+        read_best(tmp_path)
+    (tmp_path / RUN).write_text(json.dumps({"network": "net"}))
+    with pytest.raises(LogError, match="damaged or of another version"):
+        read_info(tmp_path)
+
+
+def test_a_log_without_a_trial_that_ran_is_refused(tmp_path):
+    log = TuningLog(tmp_path, info())
+    log.append(TASK, FAST, None, "running took more than 30 s")
+    log.close()
+    with pytest.raises(LogError, match="no trial of this log ran"):
+        read_best(tmp_path)
+
+
+def test_the_curve_begins_when_all_kernels_are_measured_and_falls(folder):
+    curve = tuning_curve(read_best(folder).values(), list(read_trials(folder)))
+    expected = [(2, 2 * 3.5 + 5), (3, 2 * 3.5 + 5), (4, 2 * 1.5 + 5)]
+    assert [(number, pytest.approx(ms)) for number, _, ms in curve] == expected

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tuning from end to end, here: one run that is resumed, and what fails."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tune.samples import HOST, convolution, info, task_for
+from tvm_dynprune.errors import TuningError
+from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.kernels.workload import workload_of
+from tvm_dynprune.tune import workers
+from tvm_dynprune.tune.log import TRIALS, read_best, read_trials
+from tvm_dynprune.tune.progress import Budget, Progress
+from tvm_dynprune.tune.space import own_choice
+from tvm_dynprune.tune.tuner import tune
+
+TASKS = [task_for(convolution((16, 16), 14), "a", "b"), task_for(convolution((16, 16), 7), "c")]
+KILLED = """
+from pathlib import Path
+from tests.tune.samples import HOST, info
+from tests.tune.test_tuner import TASKS
+from tvm_dynprune.tune.progress import Budget
+from tvm_dynprune.tune.tuner import tune
+tune(TASKS, HOST, Path({folder!r}), info(), Budget(trials=40))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_resumed_and_measures_nothing_twice(tmp_path: Path):
+    folder = tmp_path / "log"
+    process = subprocess.Popen([sys.executable, "-c", KILLED.format(folder=str(folder))])
+    while not (folder / TRIALS).exists() or len(list(read_trials(folder))) < 6:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = list(read_trials(folder))
+    seen: list[Progress] = []
+    result = tune(TASKS, HOST, folder, info(), Budget(trials=14), seen.append)
+    trials = list(read_trials(folder))
+    assert trials[: len(before)] == before
+    keys = [(trial.task, trial.schedule) for trial in trials]
+    assert len(set(keys)) == len(keys)
+    assert result.trials == 14
+    assert [progress.trials for progress in seen] == sorted(progress.trials for progress in seen)
+    for one in result.tasks:
+        best = read_best(folder)[workload_of(one.task.spec)]
+        mine = [t.expected_s for t in trials if t.task == workload_of(one.task.spec)]
+        assert best.expected_s == pytest.approx(min(mine), rel=1e-6)
+        assert one.best_s <= one.own_s
+    assert result.expected_s <= result.own_s
+    own = {(workload_of(t.spec), own_choice(t).to_json()) for t in TASKS}
+    assert set(keys[: len(TASKS)]) == own  # what there is to beat comes first
+
+
+def test_a_builder_that_crashes_or_hangs_costs_its_trial(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(workers, "_build", _break_some)
+    monkeypatch.setattr(workers, "BUILD_TIMEOUT_S", 6.0)
+    written = []
+
+    def record(task, schedule, seconds, failure):
+        written.append((schedule.tile, failure))
+
+    pool = workers.Workers({"kind": "llvm"}, [0, 0], lambda *_: None, record)
+    task = TASKS[0]
+    tiles = [(1, 1), (1, 2), (1, 3), (1, 4)]
+    built = pool.build([(task, Schedule(tile=tile)) for tile in tiles])
+    failures = [failure for _, failure in built]
+    assert failures[0] is None
+    assert failures[1] == "building failed: no such kernel"
+    assert "building failed" in failures[2]
+    assert failures[3] == "building took more than 6 s"
+    assert written == list(zip(tiles[1:], failures[1:], strict=True))
+
+
+def _break_some(job):
+    import os
+    import time
+
+    tile = Schedule.from_json(job[1]).tile
+    if tile == (1, 2):
+        raise ValueError("line one\nno such kernel")
+    if tile == (1, 3):
+        os._exit(11)
+    if tile == (1, 4):
+        time.sleep(60)
+    return job[3]
+
+
+def test_if_nothing_runs_tuning_says_so(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(workers, "_build", _break_all)
+    with pytest.raises(TuningError, match="a, b: all 1 trials failed.*no compiler.*has them all"):
+        tune(TASKS, HOST, tmp_path / "log", info(), Budget(trials=2))
+
+
+def _break_all(_job):
+    raise OSError("no compiler")
