@@ -19,10 +19,17 @@ from tvm_dynprune.tune.log import (
     read_info,
     read_trials,
 )
+from tvm_dynprune.tune.space import own_choice, schedule_spaces
 
 TASK = task_for(convolution(), "a", "b")
+
+
+def tiled(tile: tuple[int, int]) -> Schedule:
+    return Schedule(tile=tile)
+
+
 OTHER = task_for(convolution(size=7), "c")
-FAST, SLOW = Schedule(tile=(2, 14)), Schedule("winograd_2", sums=28)
+FAST, SLOW, BROKEN, NEW = map(tiled, schedule_spaces(TASK.spec)[0]["tile"][1:5])
 
 
 @pytest.fixture
@@ -30,8 +37,8 @@ def folder(tmp_path: Path) -> Path:
     """A log of two kernels: four trials, one of which failed."""
     log = TuningLog(tmp_path / "log", info())
     log.append(TASK, SLOW, [3e-3, 4e-3], None)
-    log.append(OTHER, Schedule(tile=(4, 7)), [5e-3], None)
-    log.append(TASK, Schedule(tile=(7, 4)), None, "building failed: no space left")
+    log.append(OTHER, own_choice(OTHER), [5e-3], None)
+    log.append(TASK, BROKEN, None, "building failed: no space left")
     log.append(TASK, FAST, [1e-3, 2e-3], None)
     log.close()
     return tmp_path / "log"
@@ -54,10 +61,10 @@ def test_a_failed_trial_is_kept_with_its_reason(folder):
 def test_a_log_is_continued(folder):
     log = TuningLog(folder, info(commands=["again"]))
     assert log.find(TASK, FAST).seconds == [1e-3, 2e-3]
-    assert log.find(TASK, Schedule(tile=(1, 14))) is None
-    log.append(TASK, Schedule(tile=(1, 14)), [5e-4], None)
+    assert log.find(TASK, NEW) is None
+    log.append(TASK, NEW, [5e-4], None)
     log.close()
-    assert read_best(folder)[workload_of(TASK.spec)].schedule.tile == (1, 14)
+    assert read_best(folder)[workload_of(TASK.spec)].schedule == NEW
     assert len(list(read_trials(folder))) == 5
     assert read_info(folder).commands == ["again"]
 
@@ -71,7 +78,7 @@ def test_a_torn_last_line_is_left_out_and_the_rest_is_used(folder, name, caplog)
         assert len(read_best(folder)) == 2
     assert "torn" in caplog.text
     log = TuningLog(folder, info())
-    log.append(TASK, Schedule(tile=(1, 14)), [5e-4], None)
+    log.append(TASK, NEW, [5e-4], None)
     log.close()
     assert len(list(read_trials(folder))) == 5
     assert read_best(folder)[workload_of(TASK.spec)].expected_s == 5e-4

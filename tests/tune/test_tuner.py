@@ -75,6 +75,7 @@ def test_a_builder_that_crashes_or_hangs_costs_its_trial(monkeypatch, tmp_path: 
     assert failures[1] == "building failed: no such kernel"
     assert "building failed" in failures[2]
     assert failures[3] == "building took more than 6 s"
+    pool.close()
     assert written == list(zip(tiles[1:], failures[1:], strict=True))
 
 

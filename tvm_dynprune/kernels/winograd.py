@@ -11,11 +11,13 @@ other. The first costs open_in, the second open_in * open_out: what gates save s
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.direct_conv2d import pack_direct_weight
+from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, cut_evenly
 from tvm_dynprune.kernels.winograd_transforms import transformed_weight
 
 _FEW_TILES = 4  # times the lanes: a vector of weights has as many bytes, and takes one cycle a tile
@@ -28,6 +30,24 @@ def packs_transformed(tiles: int, lanes: int, gated: bool, quick: bool) -> bool:
     what takes the time then, and it is 9 values before the transform and 16 or 36 after it.
     """
     return not gated or quick or tiles > _FEW_TILES * lanes
+
+
+class Piece(NamedTuple):
+    """`count` times `size` tiles from `start` on, at `at_once` points of each at a time."""
+
+    start: int
+    size: int
+    count: int
+    at_once: int
+
+
+def pieces(tiles: int, points: int, most: int) -> list[Piece]:
+    """How `points` products of each of `tiles` tiles are summed in at most `most` registers."""
+    result = []
+    for start, size, count in cut_evenly(tiles, most):
+        fitting = [k for k in range(1, points + 1) if points % k == 0 and k * size <= most]
+        result.append(Piece(start, size, count, max(fitting, default=1)))
+    return result
 
 
 @dataclass(frozen=True)
@@ -64,6 +84,16 @@ class Winograd:
     def points(self) -> int:
         """Products per tile and pair of channels."""
         return self.side**2
+
+    @property
+    def strip_rows(self) -> int:
+        """Rows of tiles whose products are held at a time, at most."""
+        return max(1, self.conv.schedule.strip_tiles // self.columns)
+
+    @property
+    def sums(self) -> int:
+        """Accumulators that stay in registers, at most."""
+        return self.conv.schedule.sums or max(1, self.conv.tile_registers - SPARE_REGISTERS)
 
     @property
     def packs_transformed(self) -> bool:

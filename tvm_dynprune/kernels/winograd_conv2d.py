@@ -13,8 +13,8 @@ from tvm.tirx import Buffer
 from tvm_dynprune.kernels.conv2d import LINE, Conv2dBuilder, ask_for, repeated_lanes
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVector
-from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, cut, cut_evenly
-from tvm_dynprune.kernels.winograd import Winograd
+from tvm_dynprune.kernels.tiling import Part, cut, cut_evenly
+from tvm_dynprune.kernels.winograd import Winograd, pieces
 from tvm_dynprune.kernels.winograd_transforms import output_transform, weight_transform
 
 _FEW_BLOCKS = 16  # whose open ones may not keep all threads busy
@@ -38,9 +38,9 @@ class _Strip:
 
 def _strips(spec: Winograd) -> list[tuple[_Strip, int]]:
     """The strips of a plane and how many are alike; the last row of tiles may reach past y."""
-    height, m, most = spec.conv.y.height, spec.m, spec.conv.schedule.strip_tiles
+    height, m = spec.conv.y.height, spec.m
     strips = []
-    for row, rows, count in cut_evenly(spec.rows, max(1, most // spec.columns)):
+    for row, rows, count in cut_evenly(spec.rows, spec.strip_rows):
         whole = max(0, min(count, (height // m - row) // rows))
         strips.append((_Strip(row, rows, rows * m), whole))
         last = row + whole * rows
@@ -250,10 +250,7 @@ class _Builder(Conv2dBuilder):
     def _multiply(self, total: _Sum, prefetch: Callable[..., None] | None = None) -> None:
         """Every tile and point of a sum, in pieces that fit the registers."""
         points = self.winograd.points
-        most = self.spec.schedule.sums or max(1, self.spec.tile_registers - SPARE_REGISTERS)
-        for start, size, count in cut_evenly(total.part.tiles, most):
-            at_once = max(k for k in range(1, points + 1) if points % k == 0
-                          and k * size <= max(most, size))  # fmt: skip
+        for start, size, count, at_once in pieces(total.part.tiles, points, self.winograd.sums):
             steps = points // at_once
             with T.grid(steps, count) as (p, piece):
                 if prefetch is not None and start == 0:

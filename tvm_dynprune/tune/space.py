@@ -18,8 +18,8 @@ from tvm.script.ir_builder import IRBuilder, tirx as T
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.direct_conv2d import prefetches
 from tvm_dynprune.kernels.schedule import Schedule
-from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, cut, tile_size
-from tvm_dynprune.kernels.winograd import Winograd
+from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, cut, cut_evenly, tile_size
+from tvm_dynprune.kernels.winograd import Winograd, pieces
 from tvm_dynprune.kernels.workload import workload_of
 from tvm_dynprune.tune.task import TuningTask
 
@@ -76,10 +76,16 @@ def _tile_sizes(spec: Conv2d) -> list[tuple[int, int]]:
 
 def _winograd_spaces(spec: Conv2d, m: int) -> list[Space]:
     plane, most = Winograd(spec, m), max(1, spec.tile_registers - SPARE_REGISTERS)
-    strips = {min(plane.rows, max(1, t // plane.columns)): t for t in (256, 128, 32, 16, 64)}
+    strips = {}  # how rows are cut → strip_tiles
+    for tiles in (128, 32, 16, 64):
+        strips[str(cut_evenly(plane.rows, max(1, tiles // plane.columns)))] = tiles
+    heights = {size for tiles in strips.values() for size in _strip_sizes(plane, tiles)}
+    sums = {}  # how their tiles are cut → sums
+    for count in (most + 2, *(max(1, most * k // 7) for k in (2, 3, 4, 5, 6, 7))):
+        sums[str([pieces(size, plane.points, count) for size in heights])] = count
     space: Space = {
         "algorithm": [f"winograd_{m}"],
-        "sums": sorted({most + 2, *(max(1, most * k // 7) for k in (2, 3, 4, 5, 6, 7))}),
+        "sums": sorted(sums.values()),
         "strip_tiles": sorted(strips.values()),
     }
     spaces = []
@@ -91,6 +97,12 @@ def _winograd_spaces(spec: Conv2d, m: int) -> list[Space]:
         if not quick or packs.packs_transformed != spaces[0][1]:
             spaces.append((space | decided, packs.packs_transformed))
     return [space for space, _ in spaces]
+
+
+def _strip_sizes(plane: Winograd, strip_tiles: int) -> set[int]:
+    """Tiles of the strips that a plane is cut into."""
+    rows = cut_evenly(plane.rows, max(1, strip_tiles // plane.columns))
+    return {size * plane.columns for _, size, _ in rows}
 
 
 def workload_module(task: TuningTask) -> IRModule:

@@ -78,7 +78,10 @@ def tune(
     try:
         with _interruptible() as interrupted:
             session = _Session(list(tasks), soc, log, budget, on_progress, interrupted, devices)
-            session.run(info.seed)
+            try:
+                session.run(info.seed)
+            finally:
+                session.workers.close()
     finally:
         log.close()
     for one in session.progress.tasks:

@@ -84,6 +84,12 @@ class Workers:
         else:
             self._runners = _pool(list(cores), MOST_DEVICES, REMOTE_TIMEOUT_S)
 
+    def close(self) -> None:
+        """End the processes, and remove what they built."""
+        self._builders.shutdown(wait=False)
+        self._runners.shutdown(wait=False)
+        self._folder.cleanup()
+
     def build(self, jobs: Sequence[tuple[TuningTask, Schedule]]) -> list[tuple[str, str | None]]:
         """(Folder, why it was not built) for each; known ones are not built."""
         folders = [tempfile.mkdtemp(dir=self._folder.name) for _ in jobs]
