@@ -43,7 +43,7 @@ def class_folders(tmp_path: Path) -> Path:
 def test_help_lists_the_commands() -> None:
     result = run("--help")
     assert result.returncode == 0
-    for command in "demo train export compile run bench report socs doctor".split():
+    for command in "demo train export compile tune run bench report socs doctor".split():
         assert command in result.stdout
 
 

@@ -375,7 +375,7 @@ def _lowering(name: str) -> str:
 
 
 def _schedules(log: Path | None, soc: Any, lowering: str) -> dict[str, Any] | None:
-    """Workload → the best schedule of a tuning log for a SoC."""
+    """`workload_key` → the best schedule of a tuning log for a SoC."""
     if log is None:
         return None
     if lowering != "auto":

@@ -100,7 +100,7 @@ def model(
         seed=seed,
         device="here" if devices is None else f"{key} of {tracker}",
         unit=unit,
-        commands=[shlex.join(sys.argv)],
+        commands=[shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])],
     )
     with _live_table() as show:
         tune(tasks, target, folder, info, Budget(trials, minutes), show, devices)
@@ -108,7 +108,7 @@ def model(
 
 def _devices(tracker: str | None, key: str | None, soc: "Soc") -> "tuple[Devices | None, str]":
     """Where kernels run, and what is counted there; a profile that lies is found out."""
-    from tvm_dynprune.runtime.rpc import parse_address
+    from tvm_dynprune.runtime.rpc import parse_address, tracked_devices
     from tvm_dynprune.soc import missing_here, required_features
     from tvm_dynprune.tune.measure import describe_device
     from tvm_dynprune.tune.workers import Devices
@@ -123,6 +123,10 @@ def _devices(tracker: str | None, key: str | None, soc: "Soc") -> "tuple[Devices
         return None, "seconds"
     if tracker is None or key is None:
         raise UserError("--tracker and --key go together: HOST:PORT, and what devices are under")
+    known = tracked_devices(tracker)
+    if key not in known:
+        names = ", ".join(known) or "no device at all"
+        raise UserError(f"tracker {tracker} has nothing under key {key!r}: it has {names}")
     devices = Devices(parse_address(tracker), key)
     info = describe_device(devices.tracker, key)
     if lacking := [name for name in features if info and name not in info["features"]]:
@@ -192,3 +196,15 @@ def show(
         from tvm_dynprune.report.tuning_plot import plot_curves
 
         plot_curves({log.name: tuning_curve(best.values(), trials)}, plot)
+
+
+@app.command()
+def prune(
+    log: Annotated[Path, typer.Argument(help="Folder that tune wrote.")],
+    keep: Annotated[int, typer.Option(min=1, help="Records of each kernel to keep.")] = 3,
+) -> None:
+    """Keep a log's best records and the list of its trials; what it compiles to stays the same."""
+    from tvm_dynprune.tune.log import prune_log
+
+    before, after = prune_log(log, keep)
+    print(f"{log}: {after} of {before} records kept")

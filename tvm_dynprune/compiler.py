@@ -116,7 +116,7 @@ def compile(
     calibration
         Images (N, C, H, W) float32 on which "auto" measures how much each layer's gates leave open.
     schedules
-        Of tuned kernels, by workload: what `tune.log.read_best` found in a log.
+        Of tuned kernels, by `workload_key`: what `tune.log.read_best` found in a log.
     strict
         A multiplication that looks like a gate and cannot be used is an error.
     force

@@ -8,13 +8,14 @@ import pytest
 from tests.tune.samples import HOST, convolution, info, task_for
 from tvm_dynprune.errors import LogError
 from tvm_dynprune.kernels.schedule import Schedule
-from tvm_dynprune.kernels.workload import workload_of
+from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.tune.curve import tuning_curve
 from tvm_dynprune.tune.log import (
     RUN,
     TRIALS,
     TuningLog,
     check_info,
+    prune_log,
     read_best,
     read_info,
     read_trials,
@@ -46,8 +47,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_best_trial_of_each_kernel_is_found(folder):
     best = read_best(folder)
-    assert best.keys() == {workload_of(TASK.spec), workload_of(OTHER.spec)}
-    found = best[workload_of(TASK.spec)]
+    assert best.keys() == {workload_key(TASK.spec), workload_key(OTHER.spec)}
+    found = best[workload_key(TASK.spec)]
     assert (found.task, found.schedule.tile) == (TASK, FAST.tile)
     assert found.expected_s == pytest.approx(1.5e-3)
 
@@ -64,7 +65,7 @@ def test_a_log_is_continued(folder):
     assert log.find(TASK, NEW) is None
     log.append(TASK, NEW, [5e-4], None)
     log.close()
-    assert read_best(folder)[workload_of(TASK.spec)].schedule == NEW
+    assert read_best(folder)[workload_key(TASK.spec)].schedule == NEW
     assert len(list(read_trials(folder))) == 5
     assert read_info(folder).commands == ["again"]
 
@@ -81,7 +82,7 @@ def test_a_torn_last_line_is_left_out_and_the_rest_is_used(folder, name, caplog)
     log.append(TASK, NEW, [5e-4], None)
     log.close()
     assert len(list(read_trials(folder))) == 5
-    assert read_best(folder)[workload_of(TASK.spec)].expected_s == 5e-4
+    assert read_best(folder)[workload_key(TASK.spec)].expected_s == 5e-4
 
 
 @pytest.mark.parametrize("change", [{"network": "another"}, {"seed": 7}])
@@ -118,3 +119,13 @@ def test_the_curve_begins_when_all_kernels_are_measured_and_falls(folder):
     curve = tuning_curve(read_best(folder).values(), list(read_trials(folder)))
     expected = [(2, 2 * 3.5 + 5), (3, 2 * 3.5 + 5), (4, 2 * 1.5 + 5)]
     assert [(number, pytest.approx(ms)) for number, _, ms in curve] == expected
+
+
+def test_pruning_keeps_the_best_records_and_all_trials(folder):
+    before = read_best(folder)
+    assert prune_log(folder, keep=1) == (3, 2)
+    assert read_best(folder) == before
+    assert len(list(read_trials(folder))) == 4
+    log = TuningLog(folder, info())
+    assert log.find(TASK, SLOW) is not None
+    log.close()

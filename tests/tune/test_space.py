@@ -19,7 +19,7 @@ from tvm_dynprune.tune.space import (
     workload_module,
 )
 
-MOST_CANDIDATES = 130  # of a kernel: tens of trials have to suffice
+MOST_CANDIDATES = 150  # of a kernel: tens of trials have to suffice
 
 
 def code(spec, schedule: Schedule) -> str:

@@ -12,7 +12,7 @@ import pytest
 from tests.tune.samples import HOST, convolution, info, task_for
 from tvm_dynprune.errors import TuningError
 from tvm_dynprune.kernels.schedule import Schedule
-from tvm_dynprune.kernels.workload import workload_of
+from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.tune import workers
 from tvm_dynprune.tune.log import TRIALS, read_best, read_trials
 from tvm_dynprune.tune.progress import Budget, Progress
@@ -49,12 +49,12 @@ def test_a_killed_run_is_resumed_and_measures_nothing_twice(tmp_path: Path):
     assert result.trials == 14
     assert [progress.trials for progress in seen] == sorted(progress.trials for progress in seen)
     for one in result.tasks:
-        best = read_best(folder)[workload_of(one.task.spec)]
-        mine = [t.expected_s for t in trials if t.task == workload_of(one.task.spec)]
+        best = read_best(folder)[workload_key(one.task.spec)]
+        mine = [t.expected_s for t in trials if t.task == workload_key(one.task.spec)]
         assert best.expected_s == pytest.approx(min(mine), rel=1e-6)
         assert one.best_s <= one.own_s
     assert result.expected_s <= result.own_s
-    own = {(workload_of(t.spec), own_choice(t).to_json()) for t in TASKS}
+    own = {(workload_key(t.spec), own_choice(t).to_json()) for t in TASKS}
     assert set(keys[: len(TASKS)]) == own  # what there is to beat comes first
 
 

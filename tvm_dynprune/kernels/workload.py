@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workload: what a convolution computes, as a line of JSON; what logs know a kernel by."""
+"""Workload: what a convolution computes, as a line of JSON, and the short name in logs."""
 
+import hashlib
 import json
 from dataclasses import asdict
 from typing import Any
@@ -25,6 +26,11 @@ def workload_of(spec: Conv2d) -> str:
     fields = asdict(spec)
     del fields["schedule"]
     return json.dumps(fields, sort_keys=True)
+
+
+def workload_key(spec: Conv2d) -> str:
+    """A short name for `workload_of`: 16 hexadecimal digits of its SHA-256."""
+    return hashlib.sha256(workload_of(spec).encode()).hexdigest()[:16]
 
 
 def spec_of(workload: str, schedule: Schedule) -> Conv2d:

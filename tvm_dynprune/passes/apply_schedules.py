@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import tvm
 
 from tvm_dynprune.kernels.schedule import Schedule
-from tvm_dynprune.kernels.workload import workload_of
+from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.passes.conv2d_spec import KernelTarget, is_tunable, module_specs
 
 
@@ -24,7 +24,7 @@ class ApplySchedules:
     target
         What kernels depend on of a SoC.
     schedules
-        Workload → its best schedule.
+        `workload_key` → its best schedule.
     """
 
     def __init__(self, target: KernelTarget, schedules: Mapping[str, Schedule]) -> None:
@@ -33,7 +33,7 @@ class ApplySchedules:
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         functions = dict(mod.functions_items())
         for composite, spec in module_specs(mod, self.target):
-            schedule = self.schedules.get(workload_of(spec)) if is_tunable(spec) else None
+            schedule = self.schedules.get(workload_key(spec)) if is_tunable(spec) else None
             if schedule is not None:
                 inputs_only = str(composite.attribute("algorithm")).endswith("_in")
                 tuned = {

@@ -136,7 +136,7 @@ def choose(
 ) -> tvm.IRModule:
     """Phase 4: from what `annotate` returned to composite calls whose kernels are chosen.
 
-    `schedules` are those of tuned kernels, by workload.
+    `schedules` are those of tuned kernels, by `workload_key`.
     """
     passes = choose_passes(soc, lowering, open_products, schedules)
     return tvm.transform.Sequential(passes)(mod)

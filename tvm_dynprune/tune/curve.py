@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from tvm_dynprune.kernels.workload import workload_of
+from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.tune.log import Best, Trial
 
 
@@ -12,7 +12,7 @@ def tuning_curve(best: Iterable[Best], trials: Sequence[Trial]) -> list[tuple[in
 
     It begins when every kernel has been measured once.
     """
-    times = {workload_of(b.task.spec): len(b.task.layers) for b in best}
+    times = {workload_key(b.task.spec): len(b.task.layers) for b in best}
     fastest: dict[str, float] = {}
     curve = []
     for number, trial in enumerate(trials, 1):

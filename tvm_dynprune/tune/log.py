@@ -28,7 +28,7 @@ from tvm.s_tir import Schedule as TvmSchedule, meta_schedule as ms
 from tvm_dynprune.errors import LogError
 from tvm_dynprune.files import write_atomic
 from tvm_dynprune.kernels.schedule import Schedule
-from tvm_dynprune.kernels.workload import workload_of
+from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.tune.space import candidate_of, schedule_of, task_of, workload_module
 from tvm_dynprune.tune.task import TuningTask
 
@@ -61,7 +61,7 @@ class RunInfo:
 class Trial:
     """One line of ``trials.jsonl``: what was measured, after how many seconds of tuning."""
 
-    task: str  # as JSON, shortened to its workload
+    task: str  # its `workload_key`
     schedule: str  # as JSON
     at_s: float
     seconds: list[float] | None  # expected time of the kernel, of each round
@@ -124,8 +124,8 @@ class TuningLog:
         self, task: TuningTask, schedule: Schedule, seconds: list[float] | None, failure: str | None
     ) -> Trial:
         """Add a trial; it is on disk when this returns."""
-        workload, at_s = workload_of(task.spec), time.monotonic() - self._started
-        trial = Trial(workload, schedule.to_json(), round(at_s, 3), seconds, failure)
+        key, at_s = workload_key(task.spec), time.monotonic() - self._started
+        trial = Trial(key, schedule.to_json(), round(at_s, 3), seconds, failure)
         if seconds is not None:
             self._commit(task, schedule, seconds)
         self.trials.append(trial)
@@ -135,7 +135,7 @@ class TuningLog:
 
     def find(self, task: TuningTask, schedule: Schedule) -> Trial | None:
         """The trial of an earlier run."""
-        return self._before.get((workload_of(task.spec), schedule.to_json()))
+        return self._before.get((workload_key(task.spec), schedule.to_json()))
 
     @property
     def elapsed_s(self) -> float:
@@ -199,7 +199,7 @@ def read_trials(folder: Path) -> Iterator[Trial]:
 
 
 def read_best(folder: Path) -> dict[str, Best]:
-    """Workload → the best of all trials that ran.
+    """`workload_key` → the best of all trials that ran.
 
     Raises
     ------
@@ -214,12 +214,34 @@ def read_best(folder: Path) -> dict[str, Best]:
             record.trace.apply_to_schedule(schedule, remove_postproc=False)
             task, seconds = task_of(record.workload.mod), [float(s) for s in record.run_secs or ()]
             found = Best(task, schedule_of(schedule.mod), sum(seconds) / len(seconds))
-            key = workload_of(task.spec)
+            key = workload_key(task.spec)
             if key not in best or found.expected_s < best[key].expected_s:
                 best[key] = found
     if not best:
         raise LogError(f"{folder}: no trial of this log ran: see its {TRIALS}, and tune again")
     return best
+
+
+def prune_log(folder: Path, keep: int) -> tuple[int, int]:
+    """Leave the best `keep` records of each kernel; returns how many there were, and are.
+
+    Raises
+    ------
+    LogError
+        There is no log.
+    """
+    read_info(folder)
+    with _database(folder) as database, tempfile.TemporaryDirectory() as name:
+        pruned = ms.database.JSONDatabase(work_dir=name)
+        records = database.get_all_tuning_records()
+        for workload in {task_of(r.workload.mod).to_json(): r.workload for r in records}.values():
+            pruned.commit_workload(workload.mod)
+            for record in database.get_top_k(workload, keep):
+                pruned.commit_tuning_record(record)
+        for file in _DATABASE:
+            with write_atomic(folder / file) as path:
+                path.write_bytes((Path(name) / file).read_bytes())
+        return len(database), len(pruned)
 
 
 @contextmanager

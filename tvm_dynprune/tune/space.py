@@ -93,7 +93,7 @@ def _winograd_spaces(spec: Conv2d, m: int) -> list[Space]:
         packs = replace(plane, conv=replace(spec, schedule=Schedule(quick_weights=quick)))
         decided: Space = {"quick_weights": [quick]}
         if not packs.packs_transformed:
-            decided["channels_at_once"] = [16, 32, 64]
+            decided["channels_at_once"] = [32, 64]
         if not quick or packs.packs_transformed != spaces[0][1]:
             spaces.append((space | decided, packs.packs_transformed))
     return [space for space, _ in spaces]

@@ -3,7 +3,8 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,30 @@ class OpenLists:
     share: float
     open_in: list[int] | None
     open_out: list[int] | None
+
+    def to_runs(self) -> dict[str, Any]:
+        """For JSON: lists as [first, one past the last] of neighbouring channels."""
+        return {
+            "share": self.share,
+            "open_in": None if self.open_in is None else _runs(self.open_in),
+            "open_out": None if self.open_out is None else _runs(self.open_out),
+        }
+
+    @classmethod
+    def from_runs(cls, fields: dict[str, Any]) -> "OpenLists":
+        """What `to_runs` returned."""
+        sides = [
+            None if runs is None else [c for first, end in runs for c in range(first, end)]
+            for runs in (fields["open_in"], fields["open_out"])
+        ]
+        return cls(fields["share"], *sides)
+
+
+def _runs(channels: list[int]) -> list[tuple[int, int]]:
+    """Neighbours put together."""
+    edges = np.flatnonzero(np.diff([-2, *channels, np.iinfo(int).max]) != 1)
+    pairs = zip(edges[:-1], edges[1:] - 1, strict=True)
+    return [(channels[first], channels[last] + 1) for first, last in pairs]
 
 
 @dataclass(frozen=True)
@@ -72,7 +97,7 @@ class TuningTask:
                 "workload": workload_of(self.spec),
                 "schedule": self.spec.schedule.to_json(),
                 "layers": list(self.layers),
-                "inputs": [asdict(lists) for lists in self.inputs],
+                "inputs": [lists.to_runs() for lists in self.inputs],
                 "weights_cached": self.weights_cached,
             }
         )
@@ -88,7 +113,7 @@ class TuningTask:
         """
         fields = json.loads(text)
         spec = spec_of(fields["workload"], Schedule.from_json(fields["schedule"]))
-        inputs = tuple(OpenLists(**lists) for lists in fields["inputs"])
+        inputs = tuple(OpenLists.from_runs(lists) for lists in fields["inputs"])
         return cls(spec, tuple(fields["layers"]), inputs, bool(fields["weights_cached"]))
 
 

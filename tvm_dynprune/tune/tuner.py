@@ -15,7 +15,7 @@ from tvm.s_tir import meta_schedule as ms
 
 from tvm_dynprune.errors import DeviceError, ToolError, TuningError
 from tvm_dynprune.kernels.schedule import Schedule
-from tvm_dynprune.kernels.workload import workload_of
+from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.soc import Soc
 from tvm_dynprune.tune.features import ScheduleFeatures
 from tvm_dynprune.tune.log import TRIALS, RunInfo, Trial, TuningLog
@@ -113,7 +113,7 @@ class _Session:
         self.tasks = [TaskProgress(task) for task in tasks]
         self.target = {"kind": "llvm", "num-cores": 1, **soc.target}
         self.workers = Workers(self.target, _cores(), self.find, self.record, devices)
-        self._by_workload = {workload_of(one.task.spec): one for one in self.tasks}
+        self._by_workload = {workload_key(one.task.spec): one for one in self.tasks}
         self._stopped = False
 
     @property

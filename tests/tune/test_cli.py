@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tune` as a user types it, and compiling with its log."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tvm
+
+from tests.test_cli import assert_one_line, run
+from tvm_dynprune.compiler import choose_kernels, load_model
+from tvm_dynprune.files import sha256
+from tvm_dynprune.kernels.workload import workload_key
+from tvm_dynprune.passes import pipeline
+from tvm_dynprune.passes.conv2d_spec import kernel_target, module_specs
+from tvm_dynprune.soc import load_soc
+from tvm_dynprune.tune.log import read_best, read_info, read_trials
+
+
+@pytest.fixture(scope="module")
+def log(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tune") / "log"
+    result = run("tune", onnx_file, "--trials", 14, "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert "14 trials of 14" in result.stderr
+    return out
+
+
+def test_tune_writes_a_log_that_show_reads(log: Path, tmp_path: Path) -> None:
+    assert len(list(read_trials(log))) == 14
+    info = read_info(log)
+    assert (info.soc, info.unit, info.device) == ("host", "seconds", "here")
+    assert "--trials 14" in info.commands[0]
+    shown = run("tune", "show", log, "--plot", tmp_path / "curve.svg")
+    assert "14 trials, 0 failed" in shown.stdout
+    assert (tmp_path / "curve.svg").read_text().startswith("<?xml")
+
+
+def test_compiling_with_a_log_takes_its_kernels_and_is_repeatable(log, onnx_file, tmp_path):
+    libraries = []
+    for name in ("one", "two"):
+        out = tmp_path / name
+        result = run("compile", onnx_file, "--out", out, "--log", log)
+        assert result.returncode == 0, result.stderr
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert any(choice["reason"].startswith("tuned: ") for choice in manifest["choices"])
+        libraries.append(sha256(out / manifest["library"]))
+    assert libraries[0] == libraries[1]
+    assert len(list(read_trials(log))) == 14
+
+
+def test_the_kernels_are_those_that_were_recorded(log: Path, onnx_file: Path) -> None:
+    soc, best = load_soc("host"), read_best(log)
+    model = load_model(onnx_file)
+    chosen, _ = choose_kernels(model, soc, None)
+    schedules = {workload: one.schedule for workload, one in best.items()}
+    tuned = pipeline.choose(pipeline.annotate(model.mod), soc, schedules=schedules)
+    before = {workload_key(spec) for _, spec in module_specs(chosen, kernel_target(soc), ["main"])}
+    assert before == best.keys()
+    for _, spec in module_specs(tuned, kernel_target(soc), ["main"]):
+        assert spec.schedule == best[workload_key(spec)].schedule
+    tvm.ir.assert_structural_equal(pipeline.lower(tuned, soc), pipeline.lower(tuned, soc))
+
+
+def test_mistakes_are_one_line(log: Path, onnx_file: Path, tmp_path: Path) -> None:
+    assert_one_line(run("tune", onnx_file), "say when to stop")
+    assert_one_line(run("tune", onnx_file, "--trials", 9, "--out", log), "exists")
+    assert_one_line(run("tune", onnx_file, "--trials", 9, "--soc", "raspberry-pi-5"), "lacks")
+    lonely = run("tune", onnx_file, "--trials", 9, "--key", "phone")
+    assert_one_line(lonely, "--tracker and --key go together")
+    gone = run("tune", onnx_file, "--trials", 9, "--key", "a", "--tracker", "127.0.0.1:1")
+    assert_one_line(gone, "127.0.0.1:1")
+    compile_ = ("compile", onnx_file, "--out", tmp_path / "artifact", "--log")
+    assert_one_line(run(*compile_, tmp_path), "no tuning log")
+    assert_one_line(run(*compile_, log, "--soc", "x86-avx2"), "tune for this SoC")
+    assert_one_line(run(*compile_, log, "--lowering", "indexed"), "--log is for --lowering auto")
