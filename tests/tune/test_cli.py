@@ -17,6 +17,9 @@ from tvm_dynprune.soc import load_soc
 from tvm_dynprune.tune.log import read_best, read_info, read_trials
 
 
+pytestmark = pytest.mark.xdist_group("tune")
+
+
 @pytest.fixture(scope="module")
 def log(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tune") / "log"

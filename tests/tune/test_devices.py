@@ -22,6 +22,8 @@ from tvm_dynprune.tune.progress import Budget
 from tvm_dynprune.tune.tuner import tune
 from tvm_dynprune.tune.workers import Devices
 
+pytestmark = pytest.mark.xdist_group("tune")
+
 KEY = "farm"
 
 
