@@ -16,7 +16,6 @@ from tvm_dynprune.passes.conv2d_spec import kernel_target, module_specs
 from tvm_dynprune.soc import load_soc
 from tvm_dynprune.tune.log import read_best, read_info, read_trials
 
-
 pytestmark = pytest.mark.xdist_group("tune")
 
 
