@@ -50,7 +50,7 @@ OUTSIDE = {
     "bench": {"numpy", "torch", "tvm"},
     "cli": {"numpy", "rich", "typer"},
     "cli_device": {"typer"},
-    "cli_tune": {"rich", "typer"},
+    "cli_tune": {"numpy", "rich", "typer"},
     "compiler": {"numpy", "tvm"},
     "data": {"PIL", "numpy"},
     "demo": {"numpy"},
