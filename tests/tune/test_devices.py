@@ -22,7 +22,8 @@ from tvm_dynprune.tune.progress import Budget
 from tvm_dynprune.tune.tuner import tune
 from tvm_dynprune.tune.workers import Devices
 
-pytestmark = pytest.mark.xdist_group("tune")
+# Not beside the emulated phones: both keep all cores busy, and phones have deadlines.
+pytestmark = pytest.mark.xdist_group("phone")
 
 KEY = "farm"
 

@@ -19,7 +19,8 @@ from tvm_dynprune.tune.progress import Budget, Progress
 from tvm_dynprune.tune.space import own_choice
 from tvm_dynprune.tune.tuner import tune
 
-pytestmark = pytest.mark.xdist_group("tune")
+# Not beside the emulated phones: both keep all cores busy, and phones have deadlines.
+pytestmark = pytest.mark.xdist_group("phone")
 
 TASKS = [task_for(convolution((16, 16), 14), "a", "b"), task_for(convolution((16, 16), 7), "c")]
 KILLED = """
