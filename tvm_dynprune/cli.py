@@ -68,6 +68,14 @@ def train(
     epochs: Annotated[int, typer.Option(min=1)] = 12,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     learning_rate: Annotated[float, typer.Option()] = 0.05,
+    momentum: Annotated[float, typer.Option(min=0, max=1)] = 0.9,
+    weight_decay: Annotated[float, typer.Option(min=0)] = 5e-4,
+    norm_bias_learning_rate: Annotated[
+        float, typer.Option(help="Of batch norms' biases, as a factor.")
+    ] = 1.0,
+    average: Annotated[
+        float, typer.Option(min=0, max=1, help="Decay of the weights' moving average.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option()] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     force: Force = False,
@@ -88,6 +96,10 @@ def train(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        norm_bias_learning_rate=norm_bias_learning_rate,
+        average=average,
         seed=seed,
     )
     run(config, out, resume=resume, force=force)

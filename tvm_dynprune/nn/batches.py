@@ -51,49 +51,54 @@ def split(
 
 
 def batches(
-    data: LabelledImages, batch_size: int, generator: torch.Generator
+    data: LabelledImages, batch_size: int, *, seed: int, epoch: int, shift: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield shuffled images (N, C, H, W) float32 in [0, 1] and their labels (N,) int64.
 
-    Each image is shifted by up to an eighth of its width and, unless it shows a digit, mirrored
-    with probability one half. A last batch that is not full is left out.
+    Each image is shifted by up to `shift` pixels and, unless it shows a digit, mirrored in every
+    other epoch: one half of the images in even ones, the other half in odd ones, so that two epochs
+    show both sides of each (Jordan, arXiv:2404.00498, section 3.6). A last batch that is not full
+    is left out. What is random depends on `seed` and `epoch` only.
     """
+    generator = torch.Generator().manual_seed(seed * 10_007 + epoch)
     order = torch.randperm(len(data), generator=generator)
     images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
-    width, mirror = data.images.shape[-1], data.classes != DIGITS
-    reach = 4 if width >= 32 else max(1, width // 8 - 1)
+    half = torch.rand(len(data), generator=torch.Generator().manual_seed(seed)) < 0.5
+    mirrored = half ^ bool(epoch % 2) if data.classes != DIGITS else torch.zeros_like(half)
     for start in range(0, len(data) - batch_size + 1, batch_size):
         index = order[start : start + batch_size]
-        yield _augmented(_as_float(images[index]), reach, mirror, generator), labels[index]
+        moved = _augmented(as_float(images[index]), shift, mirrored[index], generator)
+        yield moved, labels[index]
 
 
-def _augmented(images: Tensor, reach: int, mirror: bool, generator: torch.Generator) -> Tensor:
+def _augmented(
+    images: Tensor, shift: int, mirrored: Tensor, generator: torch.Generator
+) -> Tensor:
     n, _, height, width = images.shape
-    padded = F.pad(images, (reach,) * 4)
-    shifts = torch.randint(0, 2 * reach + 1, (n, 2), generator=generator)
+    padded = F.pad(images, (shift,) * 4, mode="reflect")
+    shifts = torch.randint(0, 2 * shift + 1, (n, 2), generator=generator)
     rows = shifts[:, :1] + torch.arange(height)
     columns = shifts[:, 1:] + torch.arange(width)
-    if mirror:
-        mirrored = torch.rand(n, generator=generator) < 0.5
-        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     index = torch.arange(n)[:, None, None]
     moved = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
     return moved.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def _as_float(images: Tensor) -> Tensor:
+def as_float(images: Tensor) -> Tensor:
+    """Return uint8 images as float32 in [0, 1]."""
     return images.float().div(255)
 
 
 def evaluate(
-    model: nn.Module, data: LabelledImages, plan: MacPlan, *, prefix: str = ""
+    model: nn.Module, data: LabelledImages, plan: MacPlan, prefix: str = ""
 ) -> dict[str, float]:
     """Accuracy and MAC cut with hard gates, as a record with prefixed names."""
     model.eval()
     set_gates(model, "hard")
     correct, executed = 0, 0.0
     for start in range(0, len(data), 500):
-        images = _as_float(torch.from_numpy(data.images[start : start + 500]))
+        images = as_float(torch.from_numpy(data.images[start : start + 500]))
         labels = torch.from_numpy(data.labels[start : start + 500])
         with torch.no_grad():
             correct += int((model(images).argmax(1) == labels).sum())

@@ -4,8 +4,9 @@
 ========================  ==========================================================================
 ``checkpoint.json``       network, classes, statistics, gates, training configuration, history
 ``weights.safetensors``   the state dict
-``resume.safetensors``    all of the above and the optimiser's momentum in one file, for
-                          ``--resume``: it is of one epoch, whenever the training was killed
+``resume.safetensors``    all of the above, the optimiser's momentum and the weights before
+                          averaging in one file, for ``--resume``: it is of one epoch, whenever
+                          the training was killed
 ``log.jsonl``             one line per epoch
 ========================  ==========================================================================
 """
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from tvm_dynprune.errors import CheckpointError, ModelError
 from tvm_dynprune.files import write_atomic
+from tvm_dynprune.nn.average import WeightAverage
 from tvm_dynprune.nn.insert import insert_gates
 from tvm_dynprune.nn.networks import NETWORKS, build_network
 
@@ -58,16 +60,40 @@ class CheckpointInfo:
         return insert_gates(model, self.gate, self.group_size or 1)
 
 
+@dataclass(frozen=True)
+class ResumeState:
+    """A training as its last whole epoch left it.
+
+    Attributes
+    ----------
+    momentum
+        By parameter name.
+    average, steps
+        `WeightAverage`'s values and its number of updates.
+    """
+
+    model: nn.Module
+    info: CheckpointInfo
+    momentum: dict[str, Tensor]
+    average: dict[str, Tensor]
+    steps: int
+
+
 def save_checkpoint(
-    folder: Path, model: nn.Module, info: CheckpointInfo, momentum: dict[str, Tensor]
+    folder: Path,
+    model: nn.Module,
+    info: CheckpointInfo,
+    momentum: dict[str, Tensor],
+    average: WeightAverage,
 ) -> None:
     """Write a checkpoint; interrupted while writing, the one before stays whole."""
     table = json.dumps(asdict(info), indent=1) + "\n"
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    state = {f"weights/{name}": value for name, value in weights.items()}
-    state |= {f"momentum/{name}": value.contiguous() for name, value in momentum.items()}
+    own = model.state_dict()
+    parts = {"weights": own, "momentum": momentum, "average": average.values}
+    state = {f"{part}/{name}": v.contiguous() for part in parts for name, v in parts[part].items()}
+    weights = {name: v.contiguous() for name, v in (own | average.values).items()}
     with write_atomic(folder / RESUME) as path:
-        save_file(state, path, {"info": table})
+        save_file(state, path, {"info": table, "steps": str(average.steps)})
     with write_atomic(folder / INFO) as info_path, write_atomic(folder / WEIGHTS) as weights_path:
         save_file(weights, weights_path)
         info_path.write_text(table, encoding="utf-8")
@@ -85,8 +111,8 @@ def load_checkpoint(folder: Path) -> tuple[nn.Module, CheckpointInfo]:
     return _load(folder / WEIGHTS, info, _read_tensors(folder / WEIGHTS)), info
 
 
-def load_resume_state(folder: Path) -> tuple[nn.Module, CheckpointInfo, dict[str, Tensor]]:
-    """Read model, info and momentum (by parameter name) as the last whole epoch left them.
+def load_resume_state(folder: Path) -> ResumeState:
+    """Read what `train` needs to go on from the last whole epoch.
 
     Raises
     ------
@@ -97,13 +123,14 @@ def load_resume_state(folder: Path) -> tuple[nn.Module, CheckpointInfo, dict[str
     path = folder / RESUME
     state = _read_tensors(path)
     with safe_open(path, "pt") as stream:
-        table = (stream.metadata() or {}).get("info", "")
-    info = _parse_info(table, path)
-    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "momentum": {}}
+        metadata = stream.metadata() or {}
+    info = _parse_info(metadata.get("info", ""), path)
+    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "momentum": {}, "average": {}}
     for name, value in state.items():
         kind, _, parameter = name.partition("/")
         parts.setdefault(kind, {})[parameter] = value
-    return _load(path, info, parts["weights"]), info, parts["momentum"]
+    model = _load(path, info, parts["weights"])
+    return ResumeState(model, info, parts["momentum"], parts["average"], int(metadata["steps"]))
 
 
 def read_info(folder: Path) -> CheckpointInfo:

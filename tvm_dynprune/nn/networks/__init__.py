@@ -8,6 +8,7 @@ from functools import partial
 from torch import nn
 
 from tvm_dynprune.errors import ModelError
+from tvm_dynprune.nn.networks.compact import CompactVGG
 from tvm_dynprune.nn.networks.fashion import FashionCNN
 from tvm_dynprune.nn.networks.mobilenet import MobileNetV1, MobileNetV2
 from tvm_dynprune.nn.networks.resnet import CifarResNet, ResNet18
@@ -50,6 +51,7 @@ _IMAGENET = ((3, 224, 224), 1000, *IMAGENET_STATISTICS)
 
 NETWORKS: dict[str, NetworkSpec] = {
     "fashion_cnn": NetworkSpec(FashionCNN, (1, 28, 28), 10, *FASHION_STATISTICS),
+    "compact_vgg": NetworkSpec(CompactVGG, *_CIFAR),
     "vgg16_bn": NetworkSpec(VGG, *_CIFAR),
     "resnet20": NetworkSpec(partial(CifarResNet, 3), *_CIFAR),
     "resnet56": NetworkSpec(partial(CifarResNet, 9), *_CIFAR),

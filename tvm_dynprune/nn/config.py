@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How to train."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the defaults train the demo's network.
+
+    Attributes
+    ----------
+    budget
+        Wanted share of the dense MACs, in (0, 1]; without a meaning for a dense network.
+    warm_up, anneal
+        Shares of the training in which gates stay open, and in which the budget then falls from 1
+        to its value while the sigmoid's slope rises.
+    gate_learning_rate
+        Of the gates, as a factor: decisions that change slowly can be followed by the network.
+    norm_bias_learning_rate
+        Of batch norms' biases, as a factor; 64 makes short trainings better (Jordan, section 3.4).
+    average
+        Decay per step of the moving average of weights and statistics, which is what is evaluated
+        and saved; 0 for none.
+    shift
+        Pixels by which training images are shifted at most.
+    floor
+        Mean open fraction below which a gate is pushed open again, so that no layer dies.
+    """
+
+    network: str
+    data: str
+    gate: str | None = "lkam"
+    group_size: int = 8
+    budget: float = 0.35
+    epochs: int = 12
+    batch_size: int = 128
+    learning_rate: float = 0.05
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    gate_weight: float = 5.0
+    floor: float = 0.15
+    gate_learning_rate: float = 0.2
+    norm_bias_learning_rate: float = 1.0
+    momentum: float = 0.9
+    average: float = 0.0
+    shift: int = 2
+    warm_up: float = 0.1
+    anneal: float = 0.25
+    slope: tuple[float, float] = (1.0, 3.0)
+    validation: int = 5000
+    bf16: bool = True
+    seed: int = 0
