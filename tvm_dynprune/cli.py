@@ -65,6 +65,18 @@ def train(
     gate: Annotated[str, typer.Option(help="lkam, or none for the dense network.")] = "lkam",
     group_size: Annotated[int, typer.Option(min=1)] = 8,
     budget: Annotated[float, typer.Option(help="Wanted share of the dense MACs.")] = 0.35,
+    accurate_budget: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Share at the lowest threshold: learn for a range of thresholds."),
+    ] = None,
+    start: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Checkpoint of the same network without gates, to start from."),
+    ] = None,
+    distill: Annotated[
+        float, typer.Option(min=0, max=1, help="Weight of --start's predictions in the loss.")
+    ] = 0.0,
+    gate_learning_rate: Annotated[float, typer.Option(help="Of the gates, as a factor.")] = 0.2,
     epochs: Annotated[int, typer.Option(min=1)] = 12,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     learning_rate: Annotated[float, typer.Option()] = 0.05,
@@ -85,14 +97,23 @@ def train(
     from tvm_dynprune.nn.train import TrainConfig, train as run
 
     logging.getLogger("tvm_dynprune.nn.train").setLevel(logging.INFO)
-    if not 0 < budget <= 1:
-        raise UserError(f"--budget {budget}: a share of the dense MACs, above 0 and at most 1")
+    for name, share in (("--budget", budget), ("--accurate-budget", accurate_budget)):
+        if share is not None and not 0 < share <= 1:
+            raise UserError(f"{name} {share}: a share of the dense MACs, above 0 and at most 1")
+    if accurate_budget is not None and accurate_budget <= budget:
+        raise UserError(f"--accurate-budget {accurate_budget}: it must be above --budget {budget}")
+    if distill and start is None:
+        raise UserError("--distill needs --start: the network whose predictions to learn from")
     config = TrainConfig(
         network=model,
         data=str(data),
         gate=None if gate == "none" else gate,
         group_size=group_size,
         budget=budget,
+        accurate_budget=accurate_budget,
+        start=None if start is None else str(start),
+        distill=distill,
+        gate_learning_rate=gate_learning_rate,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,

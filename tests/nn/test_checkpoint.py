@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tvm_dynprune.errors import CheckpointError
+from tvm_dynprune.nn.average import WeightAverage
 from tvm_dynprune.nn.checkpoint import (
     INFO,
     RESUME,
@@ -40,7 +41,8 @@ def saved(folder: Path, **changes: Any) -> nn.Module:
     torch.manual_seed(0)
     made = info(**changes)
     model = made.build().eval()
-    save_checkpoint(folder, model, made, {"features.0.weight": torch.ones(32, 1, 3, 3)})
+    momentum = {"features.0.weight": torch.ones(32, 1, 3, 3)}
+    save_checkpoint(folder, model, made, momentum, WeightAverage(model, 0.0))
     return model
 
 
@@ -48,7 +50,9 @@ def saved(folder: Path, **changes: Any) -> nn.Module:
 def test_round_trip(tmp_path: Path, gate: dict[str, None]) -> None:
     model = saved(tmp_path, **gate)
     set_thresholds(model, 0.125)
-    save_checkpoint(tmp_path, model, info(**gate), load_resume_state(tmp_path)[2])
+    again = load_resume_state(tmp_path)
+    average = WeightAverage(model, 0.0)
+    save_checkpoint(tmp_path, model, info(**gate), again.momentum, average)
     loaded, read = load_checkpoint(tmp_path)
     assert read == info(**gate)
     assert not loaded.training
@@ -59,7 +63,7 @@ def test_round_trip(tmp_path: Path, gate: dict[str, None]) -> None:
     assert {g.threshold.item() for g in gates_of(loaded).values()} <= {0.125}
     buffers = dict(loaded.named_buffers())
     assert buffers["normalise.mean"].item() == 0.25
-    assert load_resume_state(tmp_path)[2]["features.0.weight"].sum() == 32 * 9
+    assert load_resume_state(tmp_path).momentum["features.0.weight"].sum() == 32 * 9
 
 
 def assert_refused(folder: Path, message: str) -> None:
@@ -185,5 +189,5 @@ def test_interrupted_while_writing_keeps_the_old_checkpoint(
 
     monkeypatch.setattr("tvm_dynprune.nn.checkpoint.save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path, model, info(epoch=3), {})
+        save_checkpoint(tmp_path, model, info(epoch=3), {}, WeightAverage(model, 0.0))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -4,6 +4,10 @@
 from dataclasses import dataclass
 
 
+ACCURATE_THRESHOLD = -2.0
+"""In logits: the lowest threshold for which a network with an `accurate_budget` is trained."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train; the defaults train the demo's network.
@@ -11,7 +15,15 @@ class TrainConfig:
     Attributes
     ----------
     budget
-        Wanted share of the dense MACs, in (0, 1]; without a meaning for a dense network.
+        Wanted share of the dense MACs with thresholds of 0, in (0, 1]; without a meaning for a
+        dense network.
+    accurate_budget
+        Wanted share with all thresholds at `ACCURATE_THRESHOLD`; between the two the share goes
+        linearly from one to the other. With None the network learns for thresholds of 0 only.
+    start
+        Checkpoint of the same network without gates, to start from.
+    distill
+        Weight in [0, 1] of learning from the predictions of `start`; the labels have the rest.
     warm_up, anneal
         Shares of the training in which gates stay open, and in which the budget then falls from 1
         to its value while the sigmoid's slope rises.
@@ -33,6 +45,9 @@ class TrainConfig:
     gate: str | None = "lkam"
     group_size: int = 8
     budget: float = 0.35
+    accurate_budget: float | None = None
+    start: str | None = None
+    distill: float = 0.0
     epochs: int = 12
     batch_size: int = 128
     learning_rate: float = 0.05

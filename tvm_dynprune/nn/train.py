@@ -29,17 +29,18 @@ from tvm_dynprune.nn.checkpoint import (
     read_info,
     save_checkpoint,
 )
-from tvm_dynprune.nn.config import TrainConfig
-from tvm_dynprune.nn.gates import gates_of, set_gates
+from tvm_dynprune.nn.config import ACCURATE_THRESHOLD, TrainConfig
+from tvm_dynprune.nn.gates import gates_of, set_gates, set_thresholds
 from tvm_dynprune.nn.loss import gate_loss
 from tvm_dynprune.nn.macs import plan_macs
-from tvm_dynprune.nn.networks import build_network, network_spec
+from tvm_dynprune.nn.networks import network_spec
 from tvm_dynprune.nn.optimizer import (
     make_optimizer,
     read_momentum,
     restore_momentum,
     set_learning_rate,
 )
+from tvm_dynprune.nn.teacher import copy_weights, distillation_loss, load_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -91,10 +92,14 @@ class _Trainer:
         )
         self.info = _fresh_info(config, self.training.classes)
         torch.manual_seed(config.seed)
+        start = config.start
+        self.teacher = None if start is None else load_teacher(Path(start), self.info)
         state = _resumed(config, out) if resume else None
         if state is None:
             self.model = self.info.build()
             _whiten(self.model, self.training)
+            if self.teacher is not None:
+                copy_weights(self.teacher, self.model)
             _spread_gates(self.model)
         else:
             self.model, self.info = state.model, state.info
@@ -125,15 +130,22 @@ class _Trainer:
                     epoch, lambda text: progress.update(task, advance=1, description=text)
                 )
                 record = {"epoch": epoch + 1, "loss": round(loss, 4)}
-                with self.average.applied(self.model):
-                    record |= evaluate(self.model, self.validation, self.plan, "validation_")
+                record |= self._evaluate(self.validation, "validation")
                 record["seconds"] = round(time.perf_counter() - started, 1)
                 self._finish_epoch(record)
         if has_split(Path(self.config.data), "test") and "test_accuracy" not in self._last():
             test = load_images(Path(self.config.data), "test", classes=self.info.classes)
-            with self.average.applied(self.model):
-                measured = evaluate(self.model, test, self.plan, "test_")
-            self._finish_epoch(self._last() | measured)
+            self._finish_epoch(self._last() | self._evaluate(test, "test"))
+
+    def _evaluate(self, data: LabelledImages, name: str) -> dict[str, float]:
+        """Measure the averaged weights at threshold 0 and, if trained for it, at the lowest."""
+        with self.average.applied(self.model):
+            record = evaluate(self.model, data, self.plan, f"{name}_")
+            if self.config.accurate_budget is not None:
+                set_thresholds(self.model, ACCURATE_THRESHOLD)
+                record |= evaluate(self.model, data, self.plan, f"{name}_accurate_")
+                set_thresholds(self.model, 0.0)
+        return record
 
     def _last(self) -> dict:
         return self.info.history[-1] if self.info.history else {}
@@ -157,7 +169,7 @@ class _Trainer:
         self.model.train()
         for step, (images, labels) in enumerate(data):
             done = (epoch * self.steps_per_epoch + step) / (config.epochs * self.steps_per_epoch)
-            loss = self._step(images, labels, done)
+            loss = self._step(images, labels, done, _accuracy_wanted(step))
             if not math.isfinite(loss):
                 raise UserError(
                     f"loss is {loss} in epoch {epoch + 1}, step {step + 1}"
@@ -167,25 +179,57 @@ class _Trainer:
             advance(f"epoch {epoch + 1}/{config.epochs}  loss {np.mean(losses[-50:]):.3f}")
         return float(np.mean(losses))
 
-    def _step(self, images: Tensor, labels: Tensor, done: float) -> float:
+    def _step(
+        self, images: Tensor, labels: Tensor, done: float, accurate: float = 0.0
+    ) -> float:
+        """Take one step after the share `done` of the training; return its loss.
+
+        `accurate` in [0, 1] says where between threshold 0 and the lowest one the step is taken.
+        """
         config = self.config
         annealed = min(1.0, max(0.0, (done - config.warm_up) / config.anneal))
         slope = config.slope[0] * (config.slope[1] / config.slope[0]) ** annealed
         is_open = done < config.warm_up
         set_gates(self.model, "open" if is_open else "hard", slope=slope)
         set_learning_rate(self.optimizer, config.learning_rate, done)
+        if config.accurate_budget is not None:
+            set_thresholds(self.model, accurate * ACCURATE_THRESHOLD)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
             logits = self.model(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+        loss = self._task_loss(images, labels, logits.float())
         if config.gate is not None and not is_open:
-            budget = 1 + (config.budget - 1) * annealed
+            budget = 1 + (self._budget(accurate) - 1) * annealed
             wanted = gate_loss(self.model, self.plan, budget)
             loss = loss + config.gate_weight * (wanted + floor_loss(self.model, config.floor))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        if config.accurate_budget is not None:
+            set_thresholds(self.model, 0.0)
         self.average.update(self.model)
         return float(loss.detach())
+
+    def _task_loss(self, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+        config = self.config
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        if self.teacher is None or config.distill == 0:
+            return loss
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+            wanted = self.teacher(images).float()
+        return torch.lerp(loss, distillation_loss(logits, wanted), config.distill)
+
+    def _budget(self, accurate: float) -> float:
+        low, high = self.config.budget, self.config.accurate_budget
+        return low if high is None else low + accurate * (high - low)
+
+
+def _accuracy_wanted(step: int) -> float:
+    """Both ends of the range in turns with what lies between them.
+
+    The ends bound what is between: Yu, Huang: "Universally Slimmable Networks", arXiv:1903.05134.
+    """
+    between = (step // 3 * 0.618034) % 1.0  # evenly spread, whatever the number of steps
+    return (0.0, 1.0, between)[step % 3]
 
 
 def floor_loss(model: nn.Module, floor: float) -> Tensor:
@@ -230,7 +274,7 @@ def _resumed(config: TrainConfig, out: Path) -> ResumeState:
     state = load_resume_state(out)
     saved = state.info.training
     wanted = _fresh_info(config, tuple(state.info.classes)).training
-    different = sorted(k for k in wanted if k != "data" and wanted[k] != saved.get(k))
+    different = sorted(k for k in wanted if k not in ("data", "start") and wanted[k] != saved.get(k))
     if different:
         key = different[0]
         raise CheckpointError(
