@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvm_dynprune.data import DIGITS, LabelledImages, load_images
+from tvm_dynprune.data import DIGITS, LabelledImages, hold_out, load_images
 from tvm_dynprune.errors import DataError
 from tvm_dynprune.nn.gates import gates_of, set_gates
 from tvm_dynprune.nn.macs import MacPlan, count_macs
@@ -41,10 +41,9 @@ def split(
         raise DataError(
             f"{directory}: images of {data.images.shape[1:]}, the network takes {shape}"
         )
-    order = np.random.default_rng(1).permutation(len(data))
-    held = min(held, len(data) // 5)
-    parts = order[held:], order[:held]
-    first, second = (LabelledImages(data.images[p], data.labels[p], data.classes) for p in parts)
+    if len(np.unique(data.labels)) < 2:
+        raise DataError(f"{directory}: all training images are of one class: nothing to learn")
+    first, second = hold_out(data, held)
     if len(first) < batch_size:
         raise DataError(f"{directory}: {len(first)} images are fewer than one batch")
     return first, second
@@ -71,9 +70,7 @@ def batches(
         yield moved, labels[index]
 
 
-def _augmented(
-    images: Tensor, shift: int, mirrored: Tensor, generator: torch.Generator
-) -> Tensor:
+def _augmented(images: Tensor, shift: int, mirrored: Tensor, generator: torch.Generator) -> Tensor:
     n, _, height, width = images.shape
     padded = F.pad(images, (shift,) * 4, mode="reflect")
     shifts = torch.randint(0, 2 * shift + 1, (n, 2), generator=generator)

@@ -3,7 +3,6 @@
 
 from dataclasses import dataclass
 
-
 ACCURATE_THRESHOLD = -2.0
 """In logits: the lowest threshold for which a network with an `accurate_budget` is trained."""
 

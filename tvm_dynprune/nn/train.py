@@ -179,9 +179,7 @@ class _Trainer:
             advance(f"epoch {epoch + 1}/{config.epochs}  loss {np.mean(losses[-50:]):.3f}")
         return float(np.mean(losses))
 
-    def _step(
-        self, images: Tensor, labels: Tensor, done: float, accurate: float = 0.0
-    ) -> float:
+    def _step(self, images: Tensor, labels: Tensor, done: float, accurate: float = 0.0) -> float:
         """Take one step after the share `done` of the training; return its loss.
 
         `accurate` in [0, 1] says where between threshold 0 and the lowest one the step is taken.
@@ -274,7 +272,8 @@ def _resumed(config: TrainConfig, out: Path) -> ResumeState:
     state = load_resume_state(out)
     saved = state.info.training
     wanted = _fresh_info(config, tuple(state.info.classes)).training
-    different = sorted(k for k in wanted if k not in ("data", "start") and wanted[k] != saved.get(k))
+    movable = ("data", "start")  # folders may have another name by now
+    different = sorted(k for k in wanted if k not in movable and wanted[k] != saved.get(k))
     if different:
         key = different[0]
         raise CheckpointError(
