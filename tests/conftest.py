@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from tvm_dynprune.compiler import compile, load_model
@@ -63,3 +64,16 @@ def images() -> np.ndarray:
     # Of different brightness, so that the gates' decisions differ.
     brightness = np.linspace(0.05, 1, 5, dtype="float32")[:, None, None, None]
     return brightness * np.random.default_rng(1).random((5, 1, 12, 12), "float32")
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> Path:
+    """12x12 grey images in a folder per class."""
+    rng = np.random.default_rng(0)
+    for name in ("ant", "bee", "cat", "dog"):
+        folder = tmp_path / "data" / "test" / name
+        folder.mkdir(parents=True)
+        for i in range(2):
+            pixels = rng.integers(0, 255, (12, 12), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "data"

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from tvm_dynprune.runtime import Artifact
@@ -25,19 +24,6 @@ def assert_one_line(result: subprocess.CompletedProcess[str], text: str) -> None
     assert result.returncode == 2, result.stderr
     assert text in result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
-
-
-@pytest.fixture
-def class_folders(tmp_path: Path) -> Path:
-    """12x12 grey images in a folder per class."""
-    rng = np.random.default_rng(0)
-    for name in ("ant", "bee", "cat", "dog"):
-        folder = tmp_path / "data" / "test" / name
-        folder.mkdir(parents=True)
-        for i in range(2):
-            pixels = rng.integers(0, 255, (12, 12), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"{i}.png")
-    return tmp_path / "data"
 
 
 def test_help_lists_the_commands() -> None:

@@ -5,13 +5,16 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
 
 import typer
 
-from tvm_dynprune import cli_device, cli_tune
+from tvm_dynprune import cli_device, cli_train, cli_tune
 from tvm_dynprune.cli_device import Address, Key, Tracker, Wait, connected
-from tvm_dynprune.errors import DataError, DynpruneError, ToolError, UserError
+from tvm_dynprune.errors import DataError, DynpruneError, UserError
+
+if TYPE_CHECKING:
+    from tvm_dynprune.data import Split
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +24,8 @@ app = typer.Typer(
 )
 app.add_typer(cli_device.app, name="device")
 app.add_typer(cli_tune.app, name="tune")
+app.command()(cli_train.train)
+app.command()(cli_train.export)
 
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 Threads = Annotated[int, typer.Option(min=1, help="Worker threads.")]
@@ -28,6 +33,9 @@ SocName = Annotated[str, typer.Option("--soc", help="SoC profile; 'host' is this
 JsonOut = Annotated[
     Optional[Path],  # noqa: UP045 (typer evaluates it on Python 3.10)
     typer.Option("--json", help="Write the measurement there; '-' prints it and nothing else."),
+]
+SplitName = Annotated[
+    str, typer.Option(help="test, train, or validation: what train holds out of train.")
 ]
 Lowering = Annotated[str, typer.Option(help="auto, dense, if or indexed.")]
 Log = Annotated[
@@ -55,92 +63,6 @@ def demo(
     result = run_demo(out, lowering=_lowering(lowering), force=force)
     _show(result, None)
     _console().print(f"report: {out / 'report.html'}")
-
-
-@app.command()
-def train(
-    data: Annotated[Path, typer.Option(help="Folder with Fashion-MNIST, CIFAR-10 or classes.")],
-    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
-    model: Annotated[str, typer.Option(help="One of the project's networks.")] = "fashion_cnn",
-    gate: Annotated[str, typer.Option(help="lkam, or none for the dense network.")] = "lkam",
-    group_size: Annotated[int, typer.Option(min=1)] = 8,
-    budget: Annotated[float, typer.Option(help="Wanted share of the dense MACs.")] = 0.35,
-    accurate_budget: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="Share at the lowest threshold: learn for a range of thresholds."),
-    ] = None,
-    start: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Checkpoint of the same network without gates, to start from."),
-    ] = None,
-    distill: Annotated[
-        float, typer.Option(min=0, max=1, help="Weight of --start's predictions in the loss.")
-    ] = 0.0,
-    gate_learning_rate: Annotated[float, typer.Option(help="Of the gates, as a factor.")] = 0.2,
-    epochs: Annotated[int, typer.Option(min=1)] = 12,
-    batch_size: Annotated[int, typer.Option(min=1)] = 128,
-    learning_rate: Annotated[float, typer.Option()] = 0.05,
-    momentum: Annotated[float, typer.Option(min=0, max=1)] = 0.9,
-    weight_decay: Annotated[float, typer.Option(min=0)] = 5e-4,
-    norm_bias_learning_rate: Annotated[
-        float, typer.Option(help="Of batch norms' biases, as a factor.")
-    ] = 1.0,
-    average: Annotated[
-        float, typer.Option(min=0, max=1, help="Decay of the weights' moving average.")
-    ] = 0.0,
-    seed: Annotated[int, typer.Option()] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
-    force: Force = False,
-) -> None:
-    """Train a network with gates, or without; writes a checkpoint after every epoch."""
-    _need_torch("train")
-    from tvm_dynprune.nn.train import TrainConfig, train as run
-
-    logging.getLogger("tvm_dynprune.nn.train").setLevel(logging.INFO)
-    for name, share in (("--budget", budget), ("--accurate-budget", accurate_budget)):
-        if share is not None and not 0 < share <= 1:
-            raise UserError(f"{name} {share}: a share of the dense MACs, above 0 and at most 1")
-    if accurate_budget is not None and accurate_budget <= budget:
-        raise UserError(f"--accurate-budget {accurate_budget}: it must be above --budget {budget}")
-    if distill and start is None:
-        raise UserError("--distill needs --start: the network whose predictions to learn from")
-    config = TrainConfig(
-        network=model,
-        data=str(data),
-        gate=None if gate == "none" else gate,
-        group_size=group_size,
-        budget=budget,
-        accurate_budget=accurate_budget,
-        start=None if start is None else str(start),
-        distill=distill,
-        gate_learning_rate=gate_learning_rate,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        norm_bias_learning_rate=norm_bias_learning_rate,
-        average=average,
-        seed=seed,
-    )
-    run(config, out, resume=resume, force=force)
-
-
-@app.command()
-def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder that train wrote.")],
-    out: Annotated[Path, typer.Option(help="File to write: .pt2 or .onnx.")],
-    force: Force = False,
-) -> None:
-    """Export a checkpoint to .pt2 (torch.export) or ONNX."""
-    _need_torch("export")
-    from tvm_dynprune.nn.checkpoint import load_checkpoint
-    from tvm_dynprune.nn.export import write_exported
-    from tvm_dynprune.nn.networks import network_spec
-
-    model, info = load_checkpoint(checkpoint)
-    shape = network_spec(info.network).input_shape
-    write_exported(model, shape, out, classes=info.classes, force=force)
 
 
 @app.command("compile")
@@ -209,11 +131,79 @@ def compile_command(
 
 
 @app.command()
+def calibrate(
+    artifact: Annotated[Path, typer.Argument(help="Folder that compile wrote.")],
+    data: Annotated[Optional[Path], typer.Option(help="Data folder.")] = None,  # noqa: UP045
+    split: SplitName = "validation",
+    max_macs: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Add the most accurate point within this share of the dense MACs."),
+    ] = None,
+    max_drop: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Add the cheapest point that loses at most this, in percentage points."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the point that is added.")] = "custom",
+    points: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Take the points of this calibration's --json; nothing is measured."),
+    ] = None,
+    threads: Threads = 1,
+    device: Address = None,
+    tracker: Tracker = None,
+    key: Key = None,
+    wait: Wait = 0.0,
+    json_out: JsonOut = None,
+) -> None:
+    """Measure accuracy and cost over a range of thresholds; store named operating points."""
+    from tvm_dynprune.bench import calibrate as stage
+    from tvm_dynprune.data import load_images
+    from tvm_dynprune.runtime import Artifact
+    from tvm_dynprune.runtime.artifact import read_points, store_points
+    from tvm_dynprune.tables import points_table
+
+    for option, value, limit in (("--max-macs", max_macs, 1), ("--max-drop", max_drop, 100)):
+        if value is not None and not 0 < value <= limit:
+            raise UserError(f"{option} {value}: above 0 and at most {limit}")
+    if (data is None) == (points is None):
+        raise UserError("calibrate: give --data DIR or --points FILE")
+    loaded = Artifact.load(artifact)
+    if points is not None:
+        loaded = store_points(loaded, read_points(points))
+        _console().print(points_table(loaded.manifest))
+        return
+    assert data is not None
+    images = load_images(data, _split(split), classes=loaded.manifest.classes or None)
+    with connected(device, tracker, key, wait) as remote:
+        sweep = stage.sweep_thresholds(loaded, images, threads=threads, device=remote)
+    chosen = stage.choose_points(sweep)
+    if max_macs is not None:
+        chosen[name] = stage.choose_within(sweep, max_macs)
+    elif max_drop is not None:
+        chosen |= stage.choose_points(sweep, {name: max_drop})
+    loaded = store_points(loaded, chosen)
+    result = stage.calibration(loaded, sweep, chosen)
+    if json_out is not None and str(json_out) == "-":
+        print(json.dumps(result))
+        return
+    if json_out is not None:
+        from tvm_dynprune.bench.run import write_json
+
+        write_json(result, json_out)
+    _console().print(points_table(loaded.manifest))
+
+
+@app.command()
 def run(
     artifact: Annotated[Path, typer.Argument(help="Folder that compile wrote.")],
-    data: Annotated[Optional[Path], typer.Option(help="Data folder (test split).")] = None,  # noqa: UP045
+    data: Annotated[Optional[Path], typer.Option(help="Data folder.")] = None,  # noqa: UP045
+    split: SplitName = "test",
     image: Annotated[Optional[Path], typer.Option(help="One image file.")] = None,  # noqa: UP045
     threshold: Annotated[Optional[float], typer.Option(help="For all gates.")] = None,  # noqa: UP045
+    point: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Operating point that calibrate stored."),
+    ] = None,
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Compare with the reference outputs.")
     ] = False,
@@ -238,6 +228,8 @@ def run(
         if not result.ok:
             raise typer.Exit(1)
         return
+    if threshold is not None and point is not None:
+        raise UserError("run: --threshold and --point both set the thresholds: give one")
     if (data is None) == (image is None):
         raise UserError("run: give --data DIR or --image FILE (or --self-test)")
     if image is not None:
@@ -246,9 +238,11 @@ def run(
     else:
         assert data is not None
         names = loaded.manifest.classes or None
-        images = load_images(data, "test", classes=names)
+        images = load_images(data, _split(split), classes=names)
     with connected(device, tracker, key, wait) as remote:
-        result = measure_run(loaded, images, threads=threads, threshold=threshold, device=remote)
+        result = measure_run(
+            loaded, images, threads=threads, threshold=threshold, point=point, device=remote
+        )
     if image is not None and json_out is None:
         _console().print(f"class: {result['classes'][result['predictions'][0]]}")
     _show(result, json_out)
@@ -399,6 +393,12 @@ def _fail(message: str, status: int) -> None:
     sys.exit(status)
 
 
+def _split(name: str) -> "Split":
+    if name not in ("train", "test", "validation"):
+        raise UserError(f"--split {name}: test, train or validation")
+    return cast("Split", name)
+
+
 def _lowering(name: str) -> str:
     from tvm_dynprune.passes.choose_lowering import LOWERINGS
 
@@ -417,16 +417,6 @@ def _schedules(log: Path | None, soc: Any, lowering: str) -> dict[str, Any] | No
 
     check_info(log, read_info(log), dict(soc.target))
     return {workload: best.schedule for workload, best in read_best(log).items()}
-
-
-def _need_torch(command: str) -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name in ("torch", "safetensors") if find_spec(name) is None]
-    if missing:
-        raise ToolError(
-            f"{command} needs {' and '.join(missing)}: pip install 'tvm-dynprune[train]'"
-        )
 
 
 def _console() -> Any:

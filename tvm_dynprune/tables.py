@@ -39,6 +39,22 @@ def run_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def points_table(manifest: Any) -> Table:
+    """The operating points that an artifact's manifest holds."""
+    table = Table(title=f"operating points of {manifest.network}")
+    for column in ("point", "threshold shift", "accuracy", "MACs executed", "images"):
+        table.add_column(column, justify="left" if column == "point" else "right")
+    for name, point in manifest.points.items():
+        table.add_row(
+            name,
+            f"{point.threshold_shift:+.2f}",
+            f"{point.accuracy:.2%}",
+            f"{point.mac_fraction:.1%}",
+            str(point.images),
+        )
+    return table
+
+
 def bench_table(result: dict[str, Any]) -> Table:
     """The headline of a "bench" measurement."""
     threads = f", {result['threads']} thread(s)" if result["threads"] else ""

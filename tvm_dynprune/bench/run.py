@@ -38,6 +38,7 @@ def measure_run(
     *,
     threads: int = 1,
     threshold: float | None = None,
+    point: str | None = None,
     shifts: Sequence[float] = (),
     timed: bool = True,
     reference: np.ndarray | None = None,
@@ -51,6 +52,8 @@ def measure_run(
         Labelled images, or images uint8 (N, C, H, W) alone.
     threshold
         For all gates; None leaves each its own.
+    point
+        Operating point to run at; see `Session.use`.
     shifts
         Run as operating points, if there are labels: added to every threshold.
     timed
@@ -76,6 +79,8 @@ def measure_run(
     session = Session(artifact, threads=threads, device=device)
     if threshold is not None:
         session.set_thresholds(threshold)
+    if point is not None:
+        session.use(point)
     logits = session.run(x)
     classes = list(manifest.classes) or [str(i) for i in range(logits.shape[1])]
     predictions = logits.argmax(axis=1)
@@ -87,6 +92,7 @@ def measure_run(
         "soc": manifest.soc,
         "lowering": manifest.lowering,
         "threads": threads,
+        "point": point,
         "images": len(x),
         "classes": classes,
         "labels": None if labels is None else [int(v) for v in labels],

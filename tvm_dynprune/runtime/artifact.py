@@ -11,16 +11,17 @@
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tvm_dynprune.errors import ArtifactError
-from tvm_dynprune.files import sha256
+from tvm_dynprune.files import sha256, write_atomic
 
-FORMAT = 2
+FORMAT = 3
 FUNCTIONS = ("main", "dense")
 MANIFEST, REFERENCE = "manifest.json", "reference.npz"
 
@@ -42,6 +43,28 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class OperatingPoint:
+    """One setting of the thresholds, and what it was measured to give.
+
+    Attributes
+    ----------
+    threshold_shift
+        Added to every threshold that the network was trained with, in logits.
+    accuracy
+        Share of `images` that were classified correctly.
+    mac_fraction
+        Executed share of the dense MACs, mean over the images.
+    images
+        How many images it was measured on.
+    """
+
+    threshold_shift: float
+    accuracy: float
+    mac_fraction: float
+    images: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What is known about an artifact without loading its library.
 
@@ -51,6 +74,8 @@ class Manifest:
         What each convolution of ``main`` and ``dense`` costs; see `layer_macs`.
     choices
         How each convolution of ``main`` is computed, and why; see `ChooseAlgorithm`.
+    points
+        Operating points by name, as `calibrate` measured them; empty until then.
     kernels
         Function → kernel and layer of each of its calls, in order.
     """
@@ -72,6 +97,7 @@ class Manifest:
     unused_gates: dict[str, str]
     max_abs_error: float | None
     versions: dict[str, str]
+    points: dict[str, OperatingPoint] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -108,7 +134,33 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest with the checksums of the files beside it."""
     table = asdict(manifest)
     table["checksums"] = {name: sha256(folder / name) for name in (manifest.library, REFERENCE)}
-    (folder / MANIFEST).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    with write_atomic(folder / MANIFEST) as path:
+        path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+def store_points(artifact: Artifact, points: Mapping[str, OperatingPoint]) -> Artifact:
+    """Replace the operating points in an artifact's manifest; return the artifact with them."""
+    manifest = replace(artifact.manifest, points=dict(points))
+    write_manifest(artifact.path, manifest)
+    return Artifact(artifact.path, manifest)
+
+
+def read_points(path: Path) -> dict[str, OperatingPoint]:
+    """Read the points of a file that ``calibrate --json`` wrote.
+
+    Raises
+    ------
+    ArtifactError
+        It is no such file.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))["points"]
+        return {name: OperatingPoint(**point) for name, point in table.items()}
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path}: no operating points ({type(error).__name__}: {error}); "
+            "`tvm-dynprune calibrate --json` writes them"
+        ) from None
 
 
 def versions() -> dict[str, str]:
@@ -130,6 +182,7 @@ def _read_manifest(path: Path) -> Manifest:
                 f"{path}: artifact format {table['format']}, this version reads {FORMAT}; compile "
                 "the model again"
             )
+        table["points"] = {k: OperatingPoint(**v) for k, v in table["points"].items()}
         table["gates"] = [Gate(**gate) for gate in table["gates"]]
         return Manifest(**{item.name: table[item.name] for item in fields(Manifest)})
     except (KeyError, TypeError, ValueError) as error:

@@ -102,6 +102,21 @@ class Session:
         """Set all of `threshold_values`."""
         self._thresholds = np.array(values, "float32").reshape(self._thresholds.shape)
 
+    def use(self, point: str) -> None:
+        """Set the thresholds to a named operating point; nothing is compiled anew.
+
+        Raises
+        ------
+        UserError
+            The artifact has no point of that name.
+        """
+        points = self.manifest.points
+        if point not in points:
+            known = ", ".join(points) or "none: `tvm-dynprune calibrate` makes them"
+            raise UserError(f"no operating point {point!r}: {self.artifact.path} has {known}")
+        shift = np.float32(points[point].threshold_shift)
+        self._thresholds = self._default_thresholds() + shift
+
     def run(self, x: np.ndarray) -> np.ndarray:
         """Run the gated network.
 
