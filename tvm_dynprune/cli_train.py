@@ -16,7 +16,9 @@ def train(
     data: Annotated[Path, typer.Option(help="Folder with Fashion-MNIST, CIFAR-10 or classes.")],
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
     model: Annotated[str, typer.Option(help="One of the project's networks.")] = "fashion_cnn",
-    gate: Annotated[str, typer.Option(help="lkam, or none for the dense network.")] = "lkam",
+    gate: Annotated[
+        str, typer.Option(help="lkam, lkam_relu, squeeze, gumbel; none for the dense network.")
+    ] = "lkam",
     group_size: Annotated[int, typer.Option(min=1)] = 8,
     budget: Annotated[float, typer.Option(help="Wanted share of the dense MACs.")] = 0.35,
     accurate_budget: Annotated[

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from tvm_dynprune.nn.gates import OPEN_BIAS, LKAMGate, gates_of, set_gates, set_thresholds
+from tvm_dynprune.nn.gate_kinds import OPEN_BIAS, LKAMGate
+from tvm_dynprune.nn.gates import gates_of, set_gates, set_thresholds
 from tvm_dynprune.nn.insert import insert_gates
 from tvm_dynprune.nn.loss import compute_penalty, expected_mac_fraction, gate_loss
 from tvm_dynprune.nn.macs import count_macs, plan_macs

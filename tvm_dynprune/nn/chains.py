@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from tvm_dynprune.errors import ModelError
-from tvm_dynprune.nn.gates import LKAMGate
+from tvm_dynprune.nn.gates import Gate
 from tvm_dynprune.nn.networks.layers import Normalise
 
 ACTIVATIONS = (
@@ -85,7 +85,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module becomes one node."""
-        if isinstance(m, LKAMGate | Normalise):
+        if isinstance(m, Gate | Normalise):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 

@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tvm_dynprune.nn.gates import LKAMGate, gates_of
+from tvm_dynprune.nn.gate_kinds import LKAMGate
+from tvm_dynprune.nn.gates import gates_of
 from tvm_dynprune.nn.insert import insert_gates
 from tvm_dynprune.nn.macs import count_macs
 from tvm_dynprune.nn.networks import build_network
@@ -28,7 +29,7 @@ def forced_network(
     """
     torch.manual_seed(seed)
     model = insert_gates(build_network(name), group_size=group_size).eval()
-    gates = gates_of(model).values()
+    gates = [gate for gate in gates_of(model).values() if isinstance(gate, LKAMGate)]
     for gate in gates:
         nn.init.normal_(gate.conv.weight)
     hooks = [gate.register_forward_pre_hook(partial(_force, open_fraction)) for gate in gates]

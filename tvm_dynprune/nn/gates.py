@@ -1,35 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate of Learning Kernel Activation Modules, and how a whole model's gates are set.
+"""What all gates share, and how a whole model's gates are set; their kinds: `gate_kinds`."""
 
-Theodorakopoulos, Pothos, Kastaniotis, Fragoulis: "Parsimonious Inference on Convolutional Neural
-Networks: Learning and applying on-line kernel activation rules", arXiv:1701.05221.
-"""
-
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 GateMode = Literal["open", "soft", "hard"]
-OPEN_BIAS = 2.0
-"""Initial bias of a gate: with zero weights every logit is 2, the threshold 0, so all is open."""
 
 
-class LKAMGate(nn.Module):
+class Gate(nn.Module, ABC):
     """Decide from a convolution's input which of its output channel groups are needed.
 
-    1x1 convolution (C_in to G), global average pooling, threshold::
+    ::
 
-        logits = mean(conv(x), (2, 3))          # (N, G, 1, 1)
-        open   = logits > threshold             # hard
-        open   = sigmoid(slope * (logits - threshold))   # soft
+        logits = self.logits(x)                           # (N, G, 1, 1)
+        open   = logits > threshold                       # hard
+        open   = sigmoid(slope * (logits - threshold))    # soft
         mask   = open, each repeated group_size times     # (N, G * group_size, 1, 1)
 
     ``hard`` in training has the soft value's gradient (straight-through: Bengio, Léonard,
-    Courville, arXiv:1308.3432); in evaluation there is nothing but the five operations above, which
-    is what an export sees. ``open`` lets everything through: for warm-up and for a dense run.
+    Courville, arXiv:1308.3432); in evaluation there is nothing but the operations above, which is
+    what an export sees. ``open`` lets everything through: for warm-up and for a dense run.
 
     Parameters
     ----------
@@ -58,17 +52,29 @@ class LKAMGate(nn.Module):
         super().__init__()
         if group_size < 1 or out_channels % group_size:
             raise ValueError(f"group_size {group_size} does not divide {out_channels} channels")
+        self.in_channels = in_channels
         self.group_size = group_size
         self.groups = out_channels // group_size
-        self.conv = nn.Conv2d(in_channels, self.groups, 1)
-        # Zero weights, so that the gate starts open whatever the input is.
-        nn.init.zeros_(self.conv.weight)
-        nn.init.constant_(_bias(self.conv), OPEN_BIAS)
         self.register_buffer("threshold", torch.zeros(1))
         self.mode: GateMode = "hard"
         self.slope = 1.0
         self.gain = 1.0
         self.switches: Tensor | None = None
+
+    @abstractmethod
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits (N, G, 1, 1) of an input (N, C_in, H, W)."""
+
+    @abstractmethod
+    def spread(self) -> None:
+        """Set weights to train from: random, and each group's bias another.
+
+        Equal groups would all close in the same step, and with them the whole layer.
+        """
+
+    @abstractmethod
+    def macs(self, pixels: int) -> tuple[int, int]:
+        """MACs for each open input channel of `pixels` pixels, and those that come on top."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mask (N, C_out, 1, 1) for an input (N, C_in, H, W), in x's dtype."""
@@ -83,21 +89,18 @@ class LKAMGate(nn.Module):
             switches = (self.logits(x) > self.threshold).to(x.dtype)
         return self._repeat(switches.to(x.dtype))
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Return the logits (N, G, 1, 1) of an input (N, C_in, H, W)."""
-        return self.conv(x).mean((2, 3), keepdim=True)
-
     def _switches_with_gradient(self, x: Tensor) -> Tensor:
-        # Pooling and a 1x1 convolution commute; pooling first makes the convolution next to free.
         # Without autocast: a threshold decides on the last bits of the logits.
         with torch.autocast(x.device.type, enabled=False):
-            pooled = x.float().mean((2, 3), keepdim=True)
-            logits = F.conv2d(pooled, self.conv.weight, self.conv.bias)
+            logits = self._training_logits(x.float())
             soft = torch.sigmoid(self.slope * (logits - self.threshold))
             if self.mode == "soft":
                 return soft
             hard = (logits > self.threshold).float()
             return hard + (soft - soft.detach())
+
+    def _training_logits(self, x: Tensor) -> Tensor:
+        return self.logits(x)
 
     def _repeat(self, switches: Tensor) -> Tensor:
         if self.group_size == 1:
@@ -109,14 +112,9 @@ class LKAMGate(nn.Module):
         return f"groups={self.groups}, group_size={self.group_size}, mode={self.mode}"
 
 
-def _bias(conv: nn.Conv2d) -> nn.Parameter:
-    assert isinstance(conv.bias, nn.Parameter)
-    return conv.bias
-
-
-def gates_of(model: nn.Module) -> dict[str, LKAMGate]:
+def gates_of(model: nn.Module) -> dict[str, Gate]:
     """Return the gates of a model by module name (``gates.<layer>``), in the model's order."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, LKAMGate)}
+    return {name: m for name, m in model.named_modules() if isinstance(m, Gate)}
 
 
 def set_gates(model: nn.Module, mode: GateMode, *, slope: float | None = None) -> None:

@@ -2,7 +2,7 @@
 """insert_gates: put a gate before each convolution of a CNN, and say what was done and why."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import cast
@@ -12,11 +12,8 @@ from torch import fx, nn
 
 from tvm_dynprune.errors import GroupSizeError, ModelError
 from tvm_dynprune.nn.chains import Chain, is_depthwise, trace
-from tvm_dynprune.nn.gates import LKAMGate
+from tvm_dynprune.nn.gate_kinds import GATES
 from tvm_dynprune.nn.roles import Roles, find_roles
-
-GATES: dict[str, Callable[[int, int, int], nn.Module]] = {"lkam": LKAMGate}
-"""Gate kinds: ``GATES[kind](in_channels, out_channels, group_size)``."""
 
 _REPORT = "tvm_dynprune.gate_report"
 

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor, nn
 
-from tvm_dynprune.nn.gates import LKAMGate, gates_of
+from tvm_dynprune.nn.gates import Gate, gates_of
 from tvm_dynprune.nn.macs import MacPlan
 
 
@@ -72,7 +72,7 @@ def gate_loss(model: nn.Module, plan: MacPlan, budget: float) -> Tensor:
     return (expected_mac_fraction(model, plan) - budget).square()
 
 
-def _switches(model: nn.Module) -> dict[str, tuple[LKAMGate, Tensor]]:
+def _switches(model: nn.Module) -> dict[str, tuple[Gate, Tensor]]:
     found = {
         name: (gate, gate.switches)
         for name, gate in gates_of(model).items()

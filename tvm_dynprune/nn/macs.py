@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tvm_dynprune.nn.chains import called_module, trace
-from tvm_dynprune.nn.gates import LKAMGate, gates_of
+from tvm_dynprune.nn.gates import Gate, gates_of
 from tvm_dynprune.nn.propagate import (
     Op,
     State,
@@ -62,7 +62,10 @@ class MacCount:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A node that costs MACs: ``cost`` for each pair of an input and an output channel."""
+    """A node that costs MACs: ``cost`` for each pair of an input and an output channel.
+
+    A gate costs ``out_channels`` for each open input channel, and ``cost`` on top.
+    """
 
     name: str
     node: fx.Node
@@ -223,9 +226,10 @@ def _layer(
     step: Step, modules: dict[str, nn.Module], shapes: dict[fx.Node, torch.Size]
 ) -> Iterator[_Layer]:
     module, name = called_module(step.node, modules), str(step.node.target)
-    if isinstance(module, LKAMGate):
-        gate = (module.conv.in_channels, module.groups, 1.0)
-        yield _Layer(name, step.node, step.inputs[0], step.op, *gate)
+    if isinstance(module, Gate):
+        for_each, on_top = module.macs(shapes[step.inputs[0]][2:].numel())
+        sizes = (module.in_channels, for_each, float(on_top))
+        yield _Layer(name, step.node, step.inputs[0], step.op, *sizes)
     elif isinstance(module, nn.Conv2d):
         pixels = shapes[step.node][2:].numel()
         kernel = module.kernel_size[0] * module.kernel_size[1]
@@ -248,7 +252,7 @@ def _executed(layer: _Layer, open_in: State, needed: State) -> Tensor:
     if layer.op is Op.DEPTHWISE:
         return _count(both(open_in, needed), layer.in_channels) * layer.cost
     if layer.op is Op.GATE:
-        return _count(open_in, layer.in_channels) * layer.out_channels
+        return _count(open_in, layer.in_channels) * layer.out_channels + layer.cost
     return _count(open_in, layer.in_channels) * _count(needed, layer.out_channels) * layer.cost
 
 

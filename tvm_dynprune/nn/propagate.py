@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from tvm_dynprune.nn.chains import called_module, is_activation, is_depthwise
-from tvm_dynprune.nn.gates import LKAMGate
+from tvm_dynprune.nn.gates import Gate
 
 State = Tensor | None
 
@@ -96,7 +96,7 @@ def classify(node: fx.Node, modules: Mapping[str, nn.Module], shapes: Shapes) ->
 
 def _classify_module(node: fx.Node, modules: dict[str, nn.Module], shapes: Shapes) -> Op:
     module = called_module(node, modules)
-    if isinstance(module, LKAMGate):
+    if isinstance(module, Gate):
         return Op.GATE
     if isinstance(module, nn.Conv2d):
         return Op.DEPTHWISE if is_depthwise(module) else Op.MIX

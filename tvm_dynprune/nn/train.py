@@ -100,7 +100,8 @@ class _Trainer:
             _whiten(self.model, self.training)
             if self.teacher is not None:
                 copy_weights(self.teacher, self.model)
-            _spread_gates(self.model)
+            for gate in gates_of(self.model).values():
+                gate.spread()
         else:
             self.model, self.info = state.model, state.info
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -240,18 +241,6 @@ def _whiten(model: nn.Module, training: LabelledImages) -> None:
     """Whiten the stem of a network that has one for it."""
     if callable(whiten := getattr(model, "whiten", None)):
         whiten(as_float(torch.from_numpy(training.images[:5000])))
-
-
-def _spread_gates(model: nn.Module) -> None:
-    """Give gates small random weights and spread biases.
-
-    Equal groups would all close in the same step, and with them the whole layer.
-    """
-    for gate in gates_of(model).values():
-        nn.init.normal_(gate.conv.weight, std=gate.conv.in_channels**-0.5)
-        with torch.no_grad():
-            assert gate.conv.bias is not None
-            gate.conv.bias.add_(torch.linspace(-1.5, 1.5, gate.groups))
 
 
 def _fresh_info(config: TrainConfig, classes: tuple[str, ...]) -> CheckpointInfo:
