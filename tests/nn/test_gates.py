@@ -8,7 +8,7 @@ from torch import nn
 from tvm_dynprune.nn.gate_kinds import OPEN_BIAS, LKAMGate
 from tvm_dynprune.nn.gates import gates_of, set_gates, set_thresholds
 from tvm_dynprune.nn.insert import insert_gates
-from tvm_dynprune.nn.loss import compute_penalty, expected_mac_fraction, gate_loss
+from tvm_dynprune.nn.loss import budget_loss, compute_penalty, expected_mac_fraction
 from tvm_dynprune.nn.macs import count_macs, plan_macs
 from tvm_dynprune.nn.networks import build_network
 
@@ -184,13 +184,13 @@ def test_expected_mac_fraction_of_hard_gates_is_the_exact_one() -> None:
     assert fraction == pytest.approx(exact / plan.dense_total, rel=1e-5)
 
 
-def test_gate_loss_is_the_squared_distance_and_closes_gates() -> None:
+def test_budget_loss_is_the_squared_distance_and_closes_gates() -> None:
     model = small_network().train()
     set_gates(model, "hard", slope=1.0)
     model(torch.rand(4, 1, 28, 28))
     plan = plan_macs(model, (1, 28, 28))
     fraction = expected_mac_fraction(model, plan)
-    loss = gate_loss(model, plan, 0.4)
+    loss = budget_loss(model, plan, 0.4)
     assert loss.item() == pytest.approx((fraction.item() - 0.4) ** 2, rel=1e-5)
     loss.backward()
     for made in gates_of(model).values():

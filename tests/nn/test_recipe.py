@@ -17,8 +17,9 @@ from tvm_dynprune.nn.gates import gates_of
 from tvm_dynprune.nn.networks import build_network
 from tvm_dynprune.nn.networks.compact import CompactVGG
 from tvm_dynprune.nn.optimizer import make_optimizer
+from tvm_dynprune.nn.schedule import accuracy_wanted
 from tvm_dynprune.nn.teacher import distillation_loss
-from tvm_dynprune.nn.train import _accuracy_wanted, _Trainer, train
+from tvm_dynprune.nn.train import _Trainer, train
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ def test_distillation_loss() -> None:
 
 
 def test_steps_cover_the_range_of_thresholds() -> None:
-    wanted = [_accuracy_wanted(step) for step in range(300)]
+    wanted = [accuracy_wanted(step) for step in range(300)]
     assert wanted[::3] == [0.0] * 100
     assert wanted[1::3] == [1.0] * 100
     between = sorted(wanted[2::3])
@@ -183,7 +184,9 @@ def test_a_range_of_thresholds_is_trained_and_measured(data: Path, tmp_path: Pat
     trainer.model.train()
     trainer._step(torch.rand(8, 1, 28, 28), torch.arange(8), 0.9, 0.5)
     assert set(seen) == {ACCURATE_THRESHOLD / 2}
-    assert trainer._budget(0.5) == pytest.approx(0.55)
+    trainer.schedule.set(trainer.model, 1.0, 0.5)
+    assert trainer.schedule._budget_now == pytest.approx(0.55)
+    trainer.schedule.finish(trainer.model)
     assert {gate.threshold.item() for gate in gates_of(trainer.model).values()} == {0.0}
 
     train(chosen, tmp_path / "out")

@@ -86,17 +86,30 @@ def save_checkpoint(
     momentum: dict[str, Tensor],
     average: WeightAverage,
 ) -> None:
-    """Write a checkpoint; interrupted while writing, the one before stays whole."""
+    """Write a checkpoint; interrupted while writing, the one before stays whole.
+
+    Raises
+    ------
+    CheckpointError
+        It cannot be written, as on a full disk.
+    """
     table = json.dumps(asdict(info), indent=1) + "\n"
     own = model.state_dict()
     parts = {"weights": own, "momentum": momentum, "average": average.values}
     state = {f"{part}/{name}": v.contiguous() for part in parts for name, v in parts[part].items()}
     weights = {name: v.contiguous() for name, v in (own | average.values).items()}
-    with write_atomic(folder / RESUME) as path:
-        save_file(state, path, {"info": table, "steps": str(average.steps)})
-    with write_atomic(folder / INFO) as info_path, write_atomic(folder / WEIGHTS) as weights_path:
-        save_file(weights, weights_path)
-        info_path.write_text(table, encoding="utf-8")
+    try:
+        with write_atomic(folder / RESUME) as path:
+            save_file(state, path, {"info": table, "steps": str(average.steps)})
+        with write_atomic(folder / INFO) as info_path, write_atomic(folder / WEIGHTS) as path:
+            save_file(weights, path)
+            info_path.write_text(table, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        before = f"the checkpoint of epoch {info.epoch - 1} is whole"
+        raise CheckpointError(
+            f"{folder}: epoch {info.epoch} cannot be written ({error}); "
+            f"{before if info.epoch > 1 else 'there is none before'}: make room, then --resume"
+        ) from None
 
 
 def load_checkpoint(folder: Path) -> tuple[nn.Module, CheckpointInfo]:

@@ -63,13 +63,19 @@ def expected_mac_fraction(model: nn.Module, plan: MacPlan) -> Tensor:
     return torch.stack([macs.mean().float() for macs in executed.values()]).sum() / plan.dense_total
 
 
-def gate_loss(model: nn.Module, plan: MacPlan, budget: float) -> Tensor:
+def budget_loss(model: nn.Module, plan: MacPlan, budget: float) -> Tensor:
     """Return (expected MAC fraction - budget) squared, a differentiable scalar.
 
     `budget` is the wanted share of the dense MACs, in (0, 1]. The mean over the batch is what
     meets it, so that one input may cost more than another. See `expected_mac_fraction`.
     """
     return (expected_mac_fraction(model, plan) - budget).square()
+
+
+def floor_loss(model: nn.Module, floor: float) -> Tensor:
+    """Sum over gates of (floor - mean open fraction) squared, where that is positive."""
+    means = [switches.mean() for _, switches in _switches(model).values()]
+    return (floor - torch.stack(means)).clamp(min=0).square().sum()
 
 
 def _switches(model: nn.Module) -> dict[str, tuple[Gate, Tensor]]:

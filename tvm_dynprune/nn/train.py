@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +31,7 @@ from tvm_dynprune.nn.checkpoint import (
     save_checkpoint,
 )
 from tvm_dynprune.nn.config import ACCURATE_THRESHOLD, TrainConfig
-from tvm_dynprune.nn.gates import gates_of, set_gates, set_thresholds
-from tvm_dynprune.nn.loss import gate_loss
+from tvm_dynprune.nn.gates import gates_of, set_thresholds
 from tvm_dynprune.nn.macs import plan_macs
 from tvm_dynprune.nn.networks import network_spec
 from tvm_dynprune.nn.optimizer import (
@@ -40,6 +40,7 @@ from tvm_dynprune.nn.optimizer import (
     restore_momentum,
     set_learning_rate,
 )
+from tvm_dynprune.nn.schedule import GateSchedule, accuracy_wanted
 from tvm_dynprune.nn.teacher import copy_weights, distillation_loss, load_teacher
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class _Trainer:
             restore_momentum(self.model, self.optimizer, state.momentum)
             self.average.restore(state.average, state.steps)
         self.plan = plan_macs(self.model, shape)
+        self.schedule = GateSchedule(self.plan, **_gate_options(config))
         self.steps_per_epoch = len(self.training) // config.batch_size
 
     def run(self) -> None:
@@ -170,7 +172,7 @@ class _Trainer:
         self.model.train()
         for step, (images, labels) in enumerate(data):
             done = (epoch * self.steps_per_epoch + step) / (config.epochs * self.steps_per_epoch)
-            loss = self._step(images, labels, done, _accuracy_wanted(step))
+            loss = self._step(images, labels, done, accuracy_wanted(step))
             if not math.isfinite(loss):
                 raise UserError(
                     f"loss is {loss} in epoch {epoch + 1}, step {step + 1}"
@@ -181,30 +183,19 @@ class _Trainer:
         return float(np.mean(losses))
 
     def _step(self, images: Tensor, labels: Tensor, done: float, accurate: float = 0.0) -> float:
-        """Take one step after the share `done` of the training; return its loss.
-
-        `accurate` in [0, 1] says where between threshold 0 and the lowest one the step is taken.
-        """
+        """Take one step after the share `done` of the training; return its loss."""
         config = self.config
-        annealed = min(1.0, max(0.0, (done - config.warm_up) / config.anneal))
-        slope = config.slope[0] * (config.slope[1] / config.slope[0]) ** annealed
-        is_open = done < config.warm_up
-        set_gates(self.model, "open" if is_open else "hard", slope=slope)
+        self.schedule.set(self.model, done, accurate)
         set_learning_rate(self.optimizer, config.learning_rate, done)
-        if config.accurate_budget is not None:
-            set_thresholds(self.model, accurate * ACCURATE_THRESHOLD)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
             logits = self.model(images)
         loss = self._task_loss(images, labels, logits.float())
-        if config.gate is not None and not is_open:
-            budget = 1 + (self._budget(accurate) - 1) * annealed
-            wanted = gate_loss(self.model, self.plan, budget)
-            loss = loss + config.gate_weight * (wanted + floor_loss(self.model, config.floor))
+        if config.gate is not None:
+            loss = loss + self.schedule.loss(self.model)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        if config.accurate_budget is not None:
-            set_thresholds(self.model, 0.0)
+        self.schedule.finish(self.model)
         self.average.update(self.model)
         return float(loss.detach())
 
@@ -217,24 +208,10 @@ class _Trainer:
             wanted = self.teacher(images).float()
         return torch.lerp(loss, distillation_loss(logits, wanted), config.distill)
 
-    def _budget(self, accurate: float) -> float:
-        low, high = self.config.budget, self.config.accurate_budget
-        return low if high is None else low + accurate * (high - low)
 
-
-def _accuracy_wanted(step: int) -> float:
-    """Both ends of the range in turns with what lies between them.
-
-    The ends bound what is between: Yu, Huang: "Universally Slimmable Networks", arXiv:1903.05134.
-    """
-    between = (step // 3 * 0.618034) % 1.0  # evenly spread, whatever the number of steps
-    return (0.0, 1.0, between)[step % 3]
-
-
-def floor_loss(model: nn.Module, floor: float) -> Tensor:
-    """Sum over gates of (floor - mean open fraction) squared, where that is positive."""
-    means = [g.switches.mean() for g in gates_of(model).values() if g.switches is not None]
-    return (floor - torch.stack(means)).clamp(min=0).square().sum()
+def _gate_options(config: TrainConfig) -> dict[str, Any]:
+    names = "budget accurate_budget gate_weight floor warm_up anneal slope"
+    return {name: getattr(config, name) for name in names.split()}
 
 
 def _whiten(model: nn.Module, training: LabelledImages) -> None:
