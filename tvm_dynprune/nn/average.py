@@ -32,7 +32,7 @@ class WeightAverage:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
         current = _floating(model)
-        torch._foreach_lerp_(list(self.values.values()), list(current.values()), 1 - decay)
+        torch._foreach_lerp_(list(self.values.values()), list(current.values()), 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def restore(self, values: Mapping[str, Tensor], steps: int) -> None:
         """Go on from saved `values` after `steps` updates."""
