@@ -65,7 +65,7 @@ OUTSIDE = {
     "nn": {"numpy", "rich", "safetensors", "torch"},
     "passes": {"numpy", "tvm", "tvm_ffi"},
     "progress": {"rich"},
-    "report": {"matplotlib", "numpy"},
+    "report": {"matplotlib", "numpy", "tomli"},
     "runtime": {"numpy", "tvm"},
     "soc": {"tomli", "tvm"},
     "tables": {"numpy", "rich"},

@@ -16,6 +16,7 @@ def test_the_wheel_holds_code_and_data_and_nothing_else(tmp_path: Path) -> None:
     for wanted in (
         "tvm_dynprune/cli.py",
         "tvm_dynprune/passes/pipeline.py",
+        "tvm_dynprune/report/records.toml",
         "tvm_dynprune/report/style.css",
         "tvm_dynprune/schedules/x86-avx512.toml",
         "tvm_dynprune/tuning_logs/README.md",

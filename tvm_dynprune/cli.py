@@ -336,14 +336,19 @@ def bench(
 
 @app.command()
 def report(
-    measurements: Annotated[list[Path], typer.Argument(help="JSON files of run and bench.")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="JSON files of run, bench and calibrate; checkpoint folders or log.jsonl of train."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     force: Force = False,
 ) -> None:
-    """Write one HTML page from measurements."""
+    """Write one HTML page from measurements and trainings."""
     from tvm_dynprune.report import write_report
 
-    write_report(measurements, out, force=force)
+    write_report(inputs, out, force=force)
 
 
 @app.command()

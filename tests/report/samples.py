@@ -98,3 +98,87 @@ def make_bench() -> dict[str, Any]:
         "max_abs_error": 2e-6,
         "provenance": {**PROVENANCE, "command": "tvm-dynprune bench vgg16_bn --mac-cut 0.7"},
     }
+
+
+CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
+
+def make_history(*, epochs: int = 18, layers: int = 8, old: bool = False) -> list[dict[str, Any]]:
+    """Return the epochs of a training for a range; an old log has no gates."""
+    random = np.random.default_rng(0)
+    history = []
+    for epoch in range(1, epochs + 1):
+        done = epoch / epochs
+        closing = min(1.0, max(0.0, (done - 0.1) / 0.25))
+        accuracy = 0.94 - 0.16 * np.exp(-4 * done) - 0.02 * closing * (1 - done)
+        gates = {
+            f"features.{3 * layer}": float(
+                np.clip(1 - closing * (0.3 + 0.06 * layer) + random.normal(0, 0.01), 0, 1)
+            )
+            for layer in range(layers)
+        }
+        record: dict[str, Any] = {
+            "epoch": epoch,
+            "loss": round(0.62 + 1.1 * float(np.exp(-3 * done)), 4),
+            "validation_accuracy": round(float(accuracy) - 0.004 * closing, 5),
+            "validation_mac_cut": round(-0.003 + 0.723 * closing, 4),
+            "validation_accurate_accuracy": round(float(accuracy), 5),
+            "validation_accurate_mac_cut": round(-0.003 + 0.523 * closing, 4),
+            "seconds": 130.5,
+        }
+        if not old:
+            record["validation_open_fraction"] = round(float(np.mean(list(gates.values()))), 4)
+            record["gates"] = gates
+        history.append(record)
+    return history
+
+
+def make_checkpoint(*, gate: str | None = "lkam", epochs: int = 18) -> dict[str, Any]:
+    """Return the JSON object of a checkpoint's folder, gated or dense."""
+    history = make_history(epochs=epochs)
+    if gate is None:
+        kept = ("epoch", "loss", "validation_accuracy", "seconds")
+        history = [{name: record[name] for name in kept} for record in history]
+        history[-1] |= {"validation_accuracy": 0.9412, "test_accuracy": 0.9404}
+    return {
+        "network": "compact_vgg",
+        "classes": CIFAR10,
+        "mean": [0.4914, 0.4822, 0.4465],
+        "std": [0.247, 0.2435, 0.2616],
+        "gate": gate,
+        "group_size": None if gate is None else 16,
+        "training": {
+            "network": "compact_vgg",
+            "budget": 0.28,
+            "accurate_budget": 0.48,
+            "start": None if gate is None else "runs/dense",
+            "distill": 0.0 if gate is None else 0.5,
+            "epochs": 18,
+            "slope": [1.0, 3.0],
+            "seed": 0,
+        },
+        "epoch": epochs,
+        "history": history,
+        "versions": {"torch": "2.13.0+cpu", "numpy": "2.4.6"},
+        "format": 1,
+    }
+
+
+def make_calibration(network: str = "compact_vgg_lkam") -> dict[str, Any]:
+    """Return the JSON object of a `calibrate` over 25 shifts of the thresholds."""
+    sweep = [
+        {
+            "threshold_shift": float(shift),
+            "accuracy": round(0.9398 - 0.0005 * float(np.exp(1.6 * (shift + 1.2))), 4),
+            "mac_fraction": float(0.28 - 0.1 * shift + 0.005 * shift**2),
+            "images": 5000,
+        }
+        for shift in np.arange(-4, 2.01, 0.25)
+    ]
+    return {
+        "kind": "calibration",
+        "network": network,
+        "sweep": sweep,
+        "points": {"accurate": sweep[8], "balanced": sweep[13], "fast": sweep[17]},
+        "provenance": {**PROVENANCE, "command": "tvm-dynprune calibrate artifact --json c.json"},
+    }

@@ -66,6 +66,7 @@ def test_one_page_shows_everything(report):
         "Latency of each input",
         "Where gates open",
         "Easiest and hardest classes",
+        "Which images use how much",
         "Benchmark: vgg16_bn on host, 1 thread",
         "Where the numbers come from",
     ):
@@ -114,7 +115,29 @@ def test_a_run_with_nothing_optional_and_no_gates(report):
     assert "By predicted class" in text
     assert "Accuracy against cost" not in text
     assert "Where gates open" not in text
+    assert "Which images use how much" not in text
     assert "nan" not in text.lower()
+
+
+def test_runs_alone_show_no_published_records(report):
+    text = report(make_run(), make_bench())
+    assert "Accuracy against MAC cut" not in text
+    assert "ManiDP" not in text
+
+
+def test_images_at_both_ends_are_listed(report):
+    data = make_run(images=4, classes=["cat", "dog"])
+    data |= {"macs": [4e6, 1e6, 19e6, 8e6], "labels": [0, 0, 1, 1], "predictions": [0, 0, 0, 1]}
+    text = report(data)
+    cheapest = "<th>cheapest</th><td>1</td><td>cat</td><td>cat</td><td>5.0 %</td>"
+    assert cheapest in text
+    assert "<td>2</td><td>dog</td><td><b>cat</b></td><td>95.0 %</td>" in text
+
+
+def test_runs_at_different_points_have_different_names(report):
+    text = report(make_run() | {"point": "accurate"}, make_run() | {"point": "fast"})
+    assert "<th>fashion_cnn<br>host<br>accurate</th>" in text
+    assert "Latency of each input: fashion_cnn on host (indexed), fast" in text
 
 
 def test_many_images_become_a_picture_inside_the_page(report):

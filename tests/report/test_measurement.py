@@ -6,9 +6,16 @@ import json
 
 import pytest
 
-from tests.report.samples import CLASSES, make_bench, make_run
+from tests.report.samples import CLASSES, make_bench, make_calibration, make_run
 from tvm_dynprune.errors import DataError
-from tvm_dynprune.report.measurement import Bench, Gate, Run, read_measurement, summarise_classes
+from tvm_dynprune.report.measurement import (
+    Bench,
+    Calibration,
+    Gate,
+    Run,
+    read_measurement,
+    summarise_classes,
+)
 
 OPTIONAL = [
     "labels", "accuracy", "latency_dense_ms", "realised_fraction", "max_abs_error", "agreement",
@@ -18,7 +25,7 @@ OPTIONAL = [
 
 @pytest.fixture
 def write(tmp_path):
-    def write(data) -> Run | Bench:
+    def write(data) -> Run | Bench | Calibration:
         path = tmp_path / "m.json"
         path.write_text(data if isinstance(data, str) else json.dumps(data))
         return read_measurement(path)
@@ -42,6 +49,20 @@ def test_a_bench_is_read_whole(write):
     assert isinstance(bench, Bench)
     assert bench.engines["ncnn"].median_ms == 14.6
     assert bench.speedup_vs_best_peer == 4.71
+
+
+def test_a_calibration_is_read_whole(write):
+    data = make_calibration()
+    calibration = write(data)
+    assert isinstance(calibration, Calibration)
+    assert len(calibration.sweep) == len(data["sweep"])
+    assert calibration.points["fast"].mac_cut == 1 - data["points"]["fast"]["mac_fraction"]
+
+
+def swept(**changes: object) -> dict:
+    data = make_calibration()
+    data["sweep"] = [{**data["sweep"][0], **changes}]
+    return data
 
 
 @pytest.mark.parametrize("absent", ["null", "missing"])
@@ -94,6 +115,12 @@ def changed(path: str, value: object) -> dict:
         (changed("labels", [0, -1, 2]), "labels has a class beyond the 5 in classes"),
         (changed("gates/0/groups", 5), r"features\.0\.conv: open_fraction_by_group has not 5"),
         (changed("gates/0/open_fraction_by_class", [1]), "is not one per class"),
+        (changed("threads", 10**400), "threads = 10+ is not of type int"),
+        (changed("soc", "\ud800"), "soc = .* is not of type str"),
+        ({**make_calibration(), "sweep": []}, "sweep is empty"),
+        ({**make_calibration(), "points": None}, "points = None is not of type dict"),
+        (swept(accuracy=93.2), r"sweep\[0\]\.accuracy = 93\.2 is not a fraction"),
+        (swept(mac_fraction=-0.1), r"sweep\[0\]\.mac_fraction = -0\.1 is negative"),
         (changed("provenance/machine", 3), r"provenance\.machine = 3 is not of type str"),
     ],
 )

@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The measurement files that `run --json`, `demo` and `bench --json` write, and their reader.
+"""The measurement files that `run`, `bench` and `calibrate` write with `--json`, and their reader.
 
-A file's JSON object has the fields of `Run` or `Bench` by the same names, and ``kind`` ("run" or
-"bench"). Fields that a later version adds are ignored; missing or ill-typed ones are errors.
+A file's JSON object has the fields of `Run`, `Bench` or `Calibration` by the same names, and
+``kind`` ("run", "bench" or "calibration"). Fields that a later version adds are ignored; missing or
+ill-typed ones are errors.
 """
 
-import json
-import math
-import types
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
 
 import numpy as np
 
 from tvm_dynprune.errors import DataError
-
-T = TypeVar("T")
+from tvm_dynprune.report.fields import check_fraction, convert, parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -92,6 +88,8 @@ class Run:
     points: list[Point] | None = None
     instructions: list[float] | None = None
     instructions_dense: list[float] | None = None
+    point: str | None = None
+    split: str | None = None
 
     @property
     def cost(self) -> list[float]:
@@ -163,10 +161,53 @@ class Bench:
             raise ValueError("engines is empty")
 
 
-KINDS: dict[str, type[Run] | type[Bench]] = {"run": Run, "bench": Bench}
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What all thresholds shifted by `threshold_shift` logits gave on `images` images.
+
+    ``mac_fraction`` is the executed share of the dense MACs.
+    """
+
+    threshold_shift: float
+    accuracy: float
+    mac_fraction: float
+    images: int
+
+    @property
+    def mac_cut(self) -> float:
+        """The share of the dense MACs that was not executed."""
+        return 1 - self.mac_fraction
 
 
-def read_measurement(path: Path) -> Run | Bench:
+@dataclass(frozen=True)
+class Calibration:
+    """Operating points over a range of thresholds, and those of them that have a name."""
+
+    network: str
+    sweep: list[OperatingPoint]
+    points: dict[str, OperatingPoint]
+    provenance: Provenance
+
+    def check(self) -> None:
+        """Raise ValueError, with the field's name, if there is nothing to show or no fraction."""
+        if not self.sweep:
+            raise ValueError("sweep is empty")
+        swept = {f"sweep[{i}]": point for i, point in enumerate(self.sweep)}
+        named = {f"points.{name}": point for name, point in self.points.items()}
+        for where, point in (swept | named).items():
+            check_fraction(point.accuracy, f"{where}.accuracy")
+            if point.mac_fraction < 0:
+                raise ValueError(f"{where}.mac_fraction = {point.mac_fraction:g} is negative")
+
+
+KINDS: dict[str, type[Run] | type[Bench] | type[Calibration]] = {
+    "run": Run,
+    "bench": Bench,
+    "calibration": Calibration,
+}
+
+
+def read_measurement(path: Path) -> Run | Bench | Calibration:
     """Read one measurement file.
 
     Raises
@@ -174,59 +215,19 @@ def read_measurement(path: Path) -> Run | Bench:
     DataError
         The file cannot be read, is no JSON, or is no measurement; one line with file and field.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a JSON file: {error}") from None
+    data = parse_json(read_text(path), path)
     kind = data.get("kind") if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise DataError(
-            f"{path}: not a measurement (its kind is neither 'run' nor 'bench'); "
-            "`tvm-dynprune run --json` and `bench --json` write them"
+            f"{path}: not a measurement (its kind is none of {', '.join(KINDS)}); `tvm-dynprune "
+            "run --json`, `bench --json` and `calibrate --json` write them"
         )
     try:
-        measurement = _convert(KINDS[kind], data, "")
+        measurement = convert(KINDS[kind], data)
         measurement.check()
     except ValueError as error:
         raise DataError(f"{path}: not a {kind} measurement: {error}") from None
     return measurement
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    """Return JSON `value` as type `kind`; ValueError names the field that `where` leads to."""
-    if isinstance(kind, types.UnionType):
-        rest = [option for option in get_args(kind) if option is not type(None)]
-        return None if value is None else _convert(rest[0], value, where)
-    if get_origin(kind) is list and isinstance(value, list):
-        (item,) = get_args(kind)
-        return [_convert(item, one, f"{where}[{i}]") for i, one in enumerate(value)]
-    if get_origin(kind) is dict and isinstance(value, dict):
-        item = get_args(kind)[1]
-        return {key: _convert(item, one, f"{where}.{key}") for key, one in value.items()}
-    if is_dataclass(kind) and isinstance(value, dict):
-        return _convert_fields(kind, value, where)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is float and number and math.isfinite(value):
-        return float(value)
-    if kind is int and number and math.isfinite(value) and value == int(value):
-        return int(value)
-    if kind is str and isinstance(value, str):
-        return value
-    wanted = getattr(kind, "__name__", str(kind))
-    raise ValueError(f"{where or 'the file'} = {str(value)[:40]} is not of type {wanted}")
-
-
-def _convert_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
-    prefix = f"{where}." if where else ""
-    found = {}
-    for field in fields(kind):
-        if field.name in value:
-            found[field.name] = _convert(field.type, value[field.name], prefix + field.name)
-        elif field.default is not None:
-            raise ValueError(f"{prefix}{field.name} is missing")
-    return kind(**found)
 
 
 @dataclass(frozen=True)

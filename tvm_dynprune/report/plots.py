@@ -52,7 +52,8 @@ STYLE: dict[str, Any] = {
 
 def name_run(run: Run) -> str:
     """Return what legends and headings call a run."""
-    return f"{run.network} on {run.soc} ({run.lowering})"
+    point = "" if run.point is None else f", {run.point}"
+    return f"{run.network} on {run.soc} ({run.lowering}){point}"
 
 
 def to_svg(figure: Figure, prefix: str) -> str:
@@ -76,10 +77,10 @@ def to_svg(figure: Figure, prefix: str) -> str:
 
 def plot_operating_points(runs: Sequence[Run], prefix: str) -> str:
     """Accuracy against MACs, and against median latency; one line per run, a ring where it ran."""
-    with _style():
+    with style():
         figure = Figure(figsize=(9, 3.5), layout="constrained")
         by_macs, by_latency = figure.subplots(1, 2, sharey=True)
-        for run, colour in zip(runs, _cycle(len(runs)), strict=True):
+        for run, colour in zip(runs, cycle(len(runs)), strict=True):
             points = sorted(run.points or [], key=lambda point: point.median_ms)
             accuracy = [100 * point.accuracy for point in points]
             mega_macs = [run.macs_dense * (1 - point.mac_cut) / 1e6 for point in points]
@@ -107,7 +108,7 @@ def plot_operating_points(runs: Sequence[Run], prefix: str) -> str:
 
 def plot_latency(run: Run, prefix: str) -> str:
     """Cost against open fraction, a dot per image, with the median of each twentieth."""
-    with _style():
+    with style():
         figure = Figure(figsize=(9, 3.5), layout="constrained")
         axes = figure.subplots()
         x, y = 100 * np.array(run.open_fraction), np.array(run.cost)
@@ -144,7 +145,7 @@ def plot_layers_by_class(run: Run, prefix: str) -> str:
         columns += run.classes
         table = [[gate.open_fraction, *(gate.open_fraction_by_class or [])] for gate in gates]
     values = 100 * np.array(table)
-    with _style({"axes.grid": False}):
+    with style({"axes.grid": False}):
         width = min(9.0, 2.6 + 0.62 * len(columns))
         figure = Figure(figsize=(width, 1.3 + 0.3 * len(gates)), layout="constrained")
         axes = figure.subplots()
@@ -168,7 +169,7 @@ def plot_groups(run: Run, prefix: str) -> str:
     """Bars of every gate's open fraction by group, a small plot per gate."""
     columns = min(3, len(run.gates))
     rows = -(-len(run.gates) // columns)
-    with _style({"axes.grid.axis": "y", "font.size": 9}):
+    with style({"axes.grid.axis": "y", "font.size": 9}):
         figure = Figure(figsize=(9, 0.4 + 1.45 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes, gate in zip(grid.flat, run.gates, strict=False):
@@ -188,7 +189,7 @@ def plot_groups(run: Run, prefix: str) -> str:
 
 def plot_classes(classes: Sequence[ClassSummary], macs_dense: int, prefix: str) -> str:
     """Bars of the share of dense MACs that each class executes, cheapest on top."""
-    with _style({"axes.grid.axis": "x"}):
+    with style({"axes.grid.axis": "x"}):
         figure = Figure(figsize=(9, 0.8 + 0.27 * len(classes)), layout="constrained")
         axes = figure.subplots()
         share = [100 * summary.macs / macs_dense for summary in classes]
@@ -201,16 +202,31 @@ def plot_classes(classes: Sequence[ClassSummary], macs_dense: int, prefix: str) 
         return to_svg(figure, prefix)
 
 
+def plot_images(run: Run, prefix: str) -> str:
+    """Histogram of the share of dense MACs that each image executes."""
+    with style({"axes.grid.axis": "y"}):
+        figure = Figure(figsize=(9, 2.6), layout="constrained")
+        axes = figure.subplots()
+        share = 100 * np.array(run.macs) / run.macs_dense
+        axes.hist(share, bins=min(40, max(5, len(share) // 10)), color=COLOURS[0], rwidth=0.92)
+        _mark(axes, float(share.mean()), COLOURS[1], vertical=True, label="mean")
+        axes.set(xlabel="MACs executed, % of dense", ylabel="images")
+        axes.legend()
+        return to_svg(figure, prefix)
+
+
 def _mark(axes: Axes, value: float, colour: str, *, vertical: bool, label: str = "") -> None:
     """Draw a dashed line where the dense network stands."""
     draw = axes.axvline if vertical else axes.axhline
     draw(value, color=colour, linewidth=1, linestyle=(0, (4, 3)), label=label or "_")
 
 
-def _style(changes: dict[str, Any] | None = None) -> AbstractContextManager[None]:
+def style(changes: dict[str, Any] | None = None) -> AbstractContextManager[None]:
+    """Return a context in which matplotlib draws as the page does, but for `changes`."""
     settings: Any = STYLE | (changes or {})  # matplotlib types the keys as literals
     return mpl.rc_context(settings)
 
 
-def _cycle(count: int) -> list[str]:
+def cycle(count: int) -> list[str]:
+    """Return as many colours, repeated where there are more than `COLOURS`."""
     return [COLOURS[index % len(COLOURS)] for index in range(count)]
