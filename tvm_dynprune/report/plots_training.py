@@ -53,7 +53,7 @@ def plot_tradeoff(tradeoff: Tradeoff, records: Sequence[Record], prefix: str) ->
         for record in records:
             axes.scatter([record.mac_cut], [record.change], marker="D", s=26, color=COLOURS[5])
             text = f"{record.method} {record.network}, {record.year}"
-            labels.append(_label(axes, text, record.mac_cut, record.change, COLOURS[5]))
+            labels.append(_label(axes, text, record.mac_cut, record.change, INK))
         _frame(axes, shown, [*(record.change for record in records), *tradeoff.dense.values()])
         axes.set(xlabel="MAC cut, %", ylabel="change of accuracy, points")
         if shown or tradeoff.dense:
