@@ -3,12 +3,16 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from tvm_dynprune.errors import ToolError, UserError
 
+if TYPE_CHECKING:
+    from tvm_dynprune.nn.latency import LatencyTable
+
+BUDGET = 0.35
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 
 
@@ -20,7 +24,22 @@ def train(
         str, typer.Option(help="lkam, lkam_relu, squeeze, gumbel; none for the dense network.")
     ] = "lkam",
     group_size: Annotated[int, typer.Option(min=1)] = 8,
-    budget: Annotated[float, typer.Option(help="Wanted share of the dense MACs.")] = 0.35,
+    budget: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Wanted share of the dense MACs.", show_default=str(BUDGET)),
+    ] = None,
+    latency_budget: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Instead: wanted share of the dense latency on --soc."),
+    ] = None,
+    soc: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Whose latency: a profile's name, or host."),
+    ] = None,
+    gain: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Instead: weight of the penalty on open groups."),
+    ] = None,
     accurate_budget: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(help="Share at the lowest threshold: learn for a range of thresholds."),
@@ -53,11 +72,9 @@ def train(
     from tvm_dynprune.nn.train import TrainConfig, train as run
 
     logging.getLogger("tvm_dynprune.nn.train").setLevel(logging.INFO)
-    for name, share in (("--budget", budget), ("--accurate-budget", accurate_budget)):
-        if share is not None and not 0 < share <= 1:
-            raise UserError(f"{name} {share}: a share of the dense MACs, above 0 and at most 1")
-    if accurate_budget is not None and accurate_budget <= budget:
-        raise UserError(f"--accurate-budget {accurate_budget}: it must be above --budget {budget}")
+    _check_target(gate, budget, latency_budget, gain, accurate_budget)
+    if (soc is None) != (latency_budget is None):
+        raise UserError("--latency-budget and --soc need each other: the latency is that of a SoC")
     if distill and start is None:
         raise UserError("--distill needs --start: the network whose predictions to learn from")
     config = TrainConfig(
@@ -65,8 +82,11 @@ def train(
         data=str(data),
         gate=None if gate == "none" else gate,
         group_size=group_size,
-        budget=budget,
+        budget=next(share for share in (budget, latency_budget, BUDGET) if share is not None),
         accurate_budget=accurate_budget,
+        soc=soc,
+        latency=None if soc is None else _price(data, model, gate, group_size, soc),
+        gain=gain,
         start=None if start is None else str(start),
         distill=distill,
         gate_learning_rate=gate_learning_rate,
@@ -80,6 +100,52 @@ def train(
         seed=seed,
     )
     run(config, out, resume=resume, force=force)
+
+
+def _check_target(
+    gate: str,
+    budget: float | None,
+    latency_budget: float | None,
+    gain: float | None,
+    accurate_budget: float | None,
+) -> None:
+    """Raise UserError for what cannot be minimised, or not together."""
+    shares = {
+        "--budget": budget,
+        "--latency-budget": latency_budget,
+        "--accurate-budget": accurate_budget,
+    }
+    for name, share in shares.items():
+        if share is not None and not 0 < share <= 1:
+            raise UserError(f"{name} {share}: a share of the dense network, above 0 and at most 1")
+        if share is not None and gain is not None:
+            raise UserError(f"--gain and {name}: give one of them")
+    if budget is not None and latency_budget is not None:
+        raise UserError("--budget and --latency-budget: give one of them")
+    if gain is not None and gain <= 0:
+        raise UserError(f"--gain {gain}: it must be above 0")
+    if gate == "none" and (latency_budget is not None or gain is not None):
+        raise UserError("--gate none: without gates there is nothing to close for a target")
+    kind, lower = "--latency-budget", latency_budget
+    if lower is None:
+        kind, lower = "--budget", BUDGET if budget is None else budget
+    if accurate_budget is not None and accurate_budget <= lower:
+        raise UserError(f"--accurate-budget {accurate_budget}: it must be above {kind} {lower}")
+
+
+def _price(data: Path, network: str, gate: str, group_size: int, soc: str) -> "LatencyTable":
+    """What the network's layers cost on a SoC, for as many classes as the data has."""
+    from tvm_dynprune.data import load_images
+    from tvm_dynprune.latency import latency_table
+    from tvm_dynprune.nn.insert import insert_gates
+    from tvm_dynprune.nn.networks import build_network, network_spec
+    from tvm_dynprune.soc import load_soc
+
+    profile = load_soc(soc)
+    shape = network_spec(network).input_shape
+    classes = len(load_images(data, "train").classes)
+    model = insert_gates(build_network(network, classes=classes), gate, group_size)
+    return latency_table(model, shape, profile)
 
 
 def export(

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from tvm_dynprune.data import DIGITS, LabelledImages, hold_out, load_images
 from tvm_dynprune.errors import DataError
 from tvm_dynprune.nn.gates import gates_of, set_gates
-from tvm_dynprune.nn.macs import MacPlan, count_macs
+from tvm_dynprune.nn.latency import LatencyTable
+from tvm_dynprune.nn.macs import MacPlan, recorded_masks
 
 
 def split(
@@ -88,21 +89,36 @@ def as_float(images: Tensor) -> Tensor:
 
 
 def evaluate(
-    model: nn.Module, data: LabelledImages, plan: MacPlan, prefix: str = ""
+    model: nn.Module,
+    data: LabelledImages,
+    plan: MacPlan,
+    prefix: str = "",
+    latency: LatencyTable | None = None,
 ) -> dict[str, float]:
-    """Accuracy and MAC cut with hard gates, as a record with prefixed names."""
+    """Measure a network with hard gates.
+
+    Returns
+    -------
+    dict
+        Names with the prefix: accuracy; with gates, ``mac_cut``; with a table, ``latency_fraction``
+        too, the expected share of the dense latency. The model is left in evaluation mode.
+    """
     model.eval()
     set_gates(model, "hard")
-    correct, executed = 0, 0.0
+    correct, executed, expected = 0, 0.0, 0.0
     for start in range(0, len(data), 500):
         images = as_float(torch.from_numpy(data.images[start : start + 500]))
         labels = torch.from_numpy(data.labels[start : start + 500])
-        with torch.no_grad():
+        with torch.no_grad(), recorded_masks(model) as masks:
             correct += int((model(images).argmax(1) == labels).sum())
-            if gates_of(model):
-                count = count_macs(model, images)
-                executed += float(count.executed_total.double().sum())
+        decisions = {name: (mask != 0).double() for name, mask in masks.items()}
+        macs = plan.executed(decisions).values()
+        executed += sum(float(each.expand(len(images)).sum()) for each in macs)
+        if latency is not None:
+            expected += len(images) * float(latency.fraction(plan.opened(decisions)))
     record = {f"{prefix}accuracy": round(correct / len(data), 5)}
     if gates_of(model):
         record[f"{prefix}mac_cut"] = round(1 - executed / len(data) / plan.dense_total, 4)
+    if latency is not None:
+        record[f"{prefix}latency_fraction"] = round(expected / len(data), 4)
     return record

@@ -3,6 +3,8 @@
 
 from dataclasses import dataclass
 
+from tvm_dynprune.nn.latency import LatencyTable
+
 ACCURATE_THRESHOLD = -2.0
 """In logits: the lowest threshold for which a network with an `accurate_budget` is trained."""
 
@@ -15,10 +17,14 @@ class TrainConfig:
     ----------
     budget
         Wanted share of the dense MACs with thresholds of 0, in (0, 1]; without a meaning for a
-        dense network.
+        dense network and with a `gain`.
     accurate_budget
         Wanted share with all thresholds at `ACCURATE_THRESHOLD`; between the two the share goes
         linearly from one to the other. With None the network learns for thresholds of 0 only.
+    soc, latency
+        With a table the budgets are shares of the dense latency on the SoC it was made for.
+    gain
+        Instead of a budget: weight of `compute_penalty`, which rises from 0 during annealing.
     start
         Checkpoint of the same network without gates, to start from.
     distill
@@ -37,6 +43,8 @@ class TrainConfig:
         Pixels by which training images are shifted at most.
     floor
         Mean open fraction below which a gate is pushed open again, so that no layer dies.
+    stuck_weight
+        Weight of `stuck_loss`, which brings back gates that no gradient reaches.
     """
 
     network: str
@@ -45,6 +53,9 @@ class TrainConfig:
     group_size: int = 8
     budget: float = 0.35
     accurate_budget: float | None = None
+    soc: str | None = None
+    latency: LatencyTable | None = None
+    gain: float | None = None
     start: str | None = None
     distill: float = 0.0
     epochs: int = 12
@@ -54,6 +65,7 @@ class TrainConfig:
     label_smoothing: float = 0.1
     gate_weight: float = 5.0
     floor: float = 0.15
+    stuck_weight: float = 0.02
     gate_learning_rate: float = 0.2
     norm_bias_learning_rate: float = 1.0
     momentum: float = 0.9

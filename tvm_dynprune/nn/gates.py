@@ -44,6 +44,8 @@ class Gate(nn.Module, ABC):
         Weight of this gate in `compute_penalty`.
     switches
         (N, G), the decisions of the last forward pass in training, with their gradient.
+    margins
+        (N, G), ``slope * (logits - threshold)`` of the same pass.
     """
 
     threshold: Tensor
@@ -60,6 +62,7 @@ class Gate(nn.Module, ABC):
         self.slope = 1.0
         self.gain = 1.0
         self.switches: Tensor | None = None
+        self.margins: Tensor | None = None
 
     @abstractmethod
     def logits(self, x: Tensor) -> Tensor:
@@ -93,7 +96,9 @@ class Gate(nn.Module, ABC):
         # Without autocast: a threshold decides on the last bits of the logits.
         with torch.autocast(x.device.type, enabled=False):
             logits = self._training_logits(x.float())
-            soft = torch.sigmoid(self.slope * (logits - self.threshold))
+            margins = self.slope * (logits - self.threshold)
+            self.margins = margins[:, :, 0, 0]
+            soft = torch.sigmoid(margins)
             if self.mode == "soft":
                 return soft
             hard = (logits > self.threshold).float()

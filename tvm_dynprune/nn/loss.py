@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from tvm_dynprune.nn.gates import Gate, gates_of
+from tvm_dynprune.nn.latency import LatencyTable
 from tvm_dynprune.nn.macs import MacPlan
 
 
@@ -55,27 +56,68 @@ def expected_mac_fraction(model: nn.Module, plan: MacPlan) -> Tensor:
     RuntimeError
         The model has no gates, or none has run in training mode.
     """
-    masks = {
-        name: switches.repeat_interleave(gate.group_size, 1)
-        for name, (gate, switches) in _switches(model).items()
-    }
-    executed = plan.executed(masks)
+    executed = plan.executed(_masks(model))
     return torch.stack([macs.mean().float() for macs in executed.values()]).sum() / plan.dense_total
 
 
-def budget_loss(model: nn.Module, plan: MacPlan, budget: float) -> Tensor:
-    """Return (expected MAC fraction - budget) squared, a differentiable scalar.
+def expected_latency_fraction(model: nn.Module, plan: MacPlan, latency: LatencyTable) -> Tensor:
+    """Return the expected share of the dense latency over the last training batch.
 
-    `budget` is the wanted share of the dense MACs, in (0, 1]. The mean over the batch is what
-    meets it, so that one input may cost more than another. See `expected_mac_fraction`.
+    A differentiable scalar as `expected_mac_fraction` is, of costs in place of MACs.
     """
-    return (expected_mac_fraction(model, plan) - budget).square()
+    return latency.fraction(plan.opened(_masks(model)))
+
+
+def budget_loss(
+    model: nn.Module, plan: MacPlan, budget: float, latency: LatencyTable | None = None
+) -> Tensor:
+    """Return (expected fraction - budget) squared, a differentiable scalar.
+
+    `budget` is the wanted share of the dense MACs, or with a table of the dense latency, in (0, 1].
+    The mean over the batch is what meets it, so that one input may cost more than another. See
+    `expected_mac_fraction` and `expected_latency_fraction`.
+    """
+    if latency is None:
+        return (expected_mac_fraction(model, plan) - budget).square()
+    return (expected_latency_fraction(model, plan, latency) - budget).square()
 
 
 def floor_loss(model: nn.Module, floor: float) -> Tensor:
     """Sum over gates of (floor - mean open fraction) squared, where that is positive."""
     means = [switches.mean() for _, switches in _switches(model).values()]
     return (floor - torch.stack(means)).clamp(min=0).square().sum()
+
+
+def stuck_loss(model: nn.Module, bound: float) -> Tensor:
+    """Sum over gates of how far their decision nearest to the threshold lies beyond `bound`.
+
+    A gate all of whose decisions in a batch are on one side, and beyond the bound, has no gradient:
+    at a margin of 4 the sigmoid has 7 % of it, at 8 0.1 %. This loss goes by the margins, brings
+    the nearest group back, and leaves it to the others whether it then changes sides.
+
+    Parameters
+    ----------
+    model
+        A model with gates, after a forward pass in training mode.
+    bound
+        In units of ``slope * (logits - threshold)``, above 0.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar, 0 with gradient 0 if no gate is stuck.
+    """
+    margins = [gate.margins for gate, _ in _switches(model).values() if gate.margins is not None]
+    nearest = torch.stack([torch.maximum(m.min(), -m.max()) for m in margins])
+    return (nearest - bound).clamp(min=0).sum()
+
+
+def _masks(model: nn.Module) -> dict[str, Tensor]:
+    """Masks (N, C_out) of the last training batch, by gate name."""
+    return {
+        name: switches.repeat_interleave(gate.group_size, 1)
+        for name, (gate, switches) in _switches(model).items()
+    }
 
 
 def _switches(model: nn.Module) -> dict[str, tuple[Gate, Tensor]]:

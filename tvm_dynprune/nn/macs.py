@@ -111,6 +111,33 @@ class MacPlan:
             totals[layer.name] = totals[layer.name] + macs if layer.name in totals else macs
         return totals
 
+    def opened(self, masks: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the open shares of each layer's input and output channels; gates left out.
+
+        Parameters
+        ----------
+        masks
+            As for `executed`.
+
+        Returns
+        -------
+        dict
+            By layer: two shares in [0, 1], each (N,), or (1,) where the gates do not matter. A
+            depthwise layer has one share, that of the channels it computes, twice.
+        """
+        open_ = forward_states(self.steps, masks)
+        needed = backward_states(self.steps, open_)
+        shares = {}
+        for layer in self.layers:
+            first, second = open_[layer.source], needed[layer.node]
+            if layer.op is Op.DEPTHWISE:
+                first = second = both(first, second)
+            if layer.op is not Op.GATE:
+                sizes = layer.in_channels, layer.out_channels
+                counts = _count(first, sizes[0]), _count(second, sizes[1])
+                shares[layer.name] = (counts[0] / sizes[0], counts[1] / sizes[1])
+        return shares
+
 
 def plan_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> MacPlan:
     """Analyse a network, with or without gates, for images of `input_shape` (C, H, W).

@@ -18,10 +18,12 @@ from torch import Tensor, fx, nn
 
 from tvm_dynprune.nn.config import ACCURATE_THRESHOLD
 from tvm_dynprune.nn.gates import gates_of, set_gates, set_thresholds
-from tvm_dynprune.nn.loss import budget_loss, floor_loss
+from tvm_dynprune.nn.latency import LatencyTable
+from tvm_dynprune.nn.loss import budget_loss, compute_penalty, floor_loss, stuck_loss
 from tvm_dynprune.nn.macs import MacPlan, plan_macs
 
 _SCHEDULE = "tvm_dynprune.gate_schedule"
+_STUCK = 4.0  # margin at which the sigmoid has 7 % of its steepest slope
 
 
 class GateSchedule:
@@ -31,7 +33,7 @@ class GateSchedule:
     ----------
     plan
         The model's MACs, from `plan_macs`.
-    budget, accurate_budget, gate_weight, floor, warm_up, anneal, slope
+    budget, accurate_budget, latency, gain, gate_weight, floor, stuck_weight, warm_up, anneal, slope
         As in `TrainConfig`.
     """
 
@@ -41,17 +43,22 @@ class GateSchedule:
         *,
         budget: float = 0.35,
         accurate_budget: float | None = None,
+        latency: LatencyTable | None = None,
+        gain: float | None = None,
         gate_weight: float = 5.0,
         floor: float = 0.15,
+        stuck_weight: float = 0.02,
         warm_up: float = 0.1,
         anneal: float = 0.25,
         slope: tuple[float, float] = (1.0, 3.0),
     ) -> None:
         self.plan, self.gate_weight, self.floor = plan, gate_weight, floor
-        self.budget, self.accurate_budget = budget, accurate_budget
+        self.budget, self.accurate_budget, self.latency = budget, accurate_budget, latency
+        self.gain, self.stuck_weight = gain, stuck_weight
         self.warm_up, self.anneal, self.slope = warm_up, anneal, slope
         self.steps = self.steps_done = 0
         self._budget_now: float | None = None
+        self._annealed = self._accurate = 0.0
 
     def set(self, model: nn.Module, done: float, accurate: float = 0.0) -> None:
         """Set a model's gates for a step after the share `done` of the training, in [0, 1].
@@ -60,6 +67,7 @@ class GateSchedule:
         without an `accurate_budget` thresholds stay as they are.
         """
         annealed = min(1.0, max(0.0, (done - self.warm_up) / self.anneal))
+        self._annealed, self._accurate = annealed, accurate
         slope = self.slope[0] * (self.slope[1] / self.slope[0]) ** annealed
         is_open = done < self.warm_up
         set_gates(model, "open" if is_open else "hard", slope=slope)
@@ -79,8 +87,16 @@ class GateSchedule:
         """Scalar to add to the task loss; 0 while gates are open."""
         if self._budget_now is None:
             return torch.zeros(())
-        wanted = budget_loss(model, self.plan, self._budget_now)
-        return self.gate_weight * (wanted + floor_loss(model, self.floor))
+        floor = floor_loss(model, self.floor)
+        if self.gain is None:
+            wanted = budget_loss(model, self.plan, self._budget_now, self.latency)
+            loss = self.gate_weight * (wanted + floor)
+        else:
+            penalty = self.gain * self._annealed * compute_penalty(model)
+            loss = penalty + self.gate_weight * floor
+        if self.accurate_budget is not None and self._accurate > 0:
+            return loss  # with a lower threshold a gate may well be all open
+        return loss + self.stuck_weight * stuck_loss(model, _STUCK)
 
 
 def accuracy_wanted(step: int) -> float:

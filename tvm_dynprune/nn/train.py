@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -143,10 +144,11 @@ class _Trainer:
     def _evaluate(self, data: LabelledImages, name: str) -> dict[str, float]:
         """Measure the averaged weights at threshold 0 and, if trained for it, at the lowest."""
         with self.average.applied(self.model):
-            record = evaluate(self.model, data, self.plan, f"{name}_")
+            latency = self.config.latency
+            record = evaluate(self.model, data, self.plan, f"{name}_", latency)
             if self.config.accurate_budget is not None:
                 set_thresholds(self.model, ACCURATE_THRESHOLD)
-                record |= evaluate(self.model, data, self.plan, f"{name}_accurate_")
+                record |= evaluate(self.model, data, self.plan, f"{name}_accurate_", latency)
                 set_thresholds(self.model, 0.0)
         return record
 
@@ -210,7 +212,9 @@ class _Trainer:
 
 
 def _gate_options(config: TrainConfig) -> dict[str, Any]:
-    names = "budget accurate_budget gate_weight floor warm_up anneal slope"
+    names = (
+        "budget accurate_budget latency gain gate_weight floor stuck_weight warm_up anneal slope"
+    )
     return {name: getattr(config, name) for name in names.split()}
 
 
@@ -239,14 +243,18 @@ def _resumed(config: TrainConfig, out: Path) -> ResumeState:
     saved = state.info.training
     wanted = _fresh_info(config, tuple(state.info.classes)).training
     movable = ("data", "start")  # folders may have another name by now
-    different = sorted(k for k in wanted if k not in movable and wanted[k] != saved.get(k))
+    different = [k for k in wanted if k not in movable and wanted[k] != saved.get(k)]
     if different:
         key = different[0]
         raise CheckpointError(
-            f"{out}: was trained with {key} = {saved.get(key)}, not {wanted[key]}; resume "
-            "with the same options"
+            f"{out}: was trained with {key} = {_short(saved.get(key))}, not "
+            f"{_short(wanted[key])}; resume with the same options"
         )
     return state
+
+
+def _short(value: object) -> str:
+    return shorten(str(value), 60, placeholder=" …")
 
 
 def _first_bad(model: nn.Module) -> str:

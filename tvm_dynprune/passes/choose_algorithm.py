@@ -79,12 +79,14 @@ class ChooseAlgorithm:
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         functions = dict(mod.functions_items())
-        cached = fits_cache(mod, self.cache_kib)
+        model = CostModel(
+            self.lanes, self.cost, fits_cache(mod, self.cache_kib), winograd=self.winograd
+        )
         for global_var, func in functions.items():
             if is_composite(func) and func.attrs["Composite"] == PREFIX + "conv2d":
                 if "algorithm" not in func.attrs:
-                    quick = cached or self._is_open(func)
-                    costs = self._costs(func, cached, quick)
+                    quick = model.cached or self._is_open(func)
+                    costs = model.costs(func, *self._open_fractions(func), quick=quick)
                     chosen = {
                         "algorithm": min(costs, key=lambda name: costs[name]),
                         "costs": json.dumps(costs),
@@ -97,40 +99,103 @@ class ChooseAlgorithm:
         """Whether calibration found hardly a gap in what is read of the weights."""
         return self.open_products.get(str(func.attrs["layer"]), 0.0) >= _ALL_BUT
 
-    def _costs(self, func: relax.Function, cached: bool, quick: bool) -> dict[str, float]:
-        """Expected cost of each algorithm that can compute the convolution."""
-        roles = [str(role) for role in func.attrs["roles"]]
-        c_out, c_in, *kernel = shape_of(func.params[roles.index("weight")])
+    def _open_fractions(self, func: relax.Function) -> tuple[float, float]:
+        gated = _gated_sides(func)
+        layer, each = str(func.attrs["layer"]), ASSUMED_OPEN
+        if layer in self.open_products and any(gated):
+            each = self.open_products[layer] ** (1 / sum(gated))
+        return each, each
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """What each algorithm costs on a target, by `kernel_cost`.
+
+    Attributes
+    ----------
+    lanes, cost
+        Of the target; see `ChooseAlgorithm`.
+    cached
+        Whether the network's weights stay in the last-level cache; see `fits_cache`.
+    winograd
+        Whether Winograd is among the algorithms.
+    """
+
+    lanes: int
+    cost: Cost
+    cached: bool
+    winograd: bool = True
+
+    def costs(
+        self, func: relax.Function, open_in: float, open_out: float, *, quick: bool
+    ) -> dict[str, float]:
+        """Return what each algorithm that can compute a composite convolution costs.
+
+        Parameters
+        ----------
+        func
+            The composite function, its lowering chosen.
+        open_in, open_out
+            Shares of its channels that are open, in [0, 1]; a side by which the kernel skips
+            nothing counts as open.
+        quick
+            Whether weights are fetched quickly; see `Schedule.quick_weights`.
+
+        Returns
+        -------
+        dict
+            By algorithm: vector multiply-adds, a linear function of each of the two shares.
+        """
+        c_out, c_in, *kernel = shape_of(func.params[_roles(func).index("weight")])
         height, width = shape_of(func.body)[2:]
-        open_in, open_out = self._open_fractions(func, roles)
-        gathers = self._gathers(func, roles)
-        channels, all_blocks = c_in * open_in, -(-c_out // self.lanes)
-        pixels, cost = height * width, self.cost
-        if cached:
-            cost = replace(cost, weight=cost.cached_weight)
-        blocks = all_blocks * open_out
-        gathering = gather_cost(channels, blocks, kernel, cost) if gathers else 0.0
-        costs = {"direct": direct_cost(channels, blocks, pixels, kernel, cost) + gathering}
-        if not self.winograd:
+        by_input, by_output = _gated_sides(func)
+        channels, all_blocks = c_in * (open_in if by_input else 1.0), -(-c_out // self.lanes)
+        blocks = all_blocks * (open_out if by_output else 1.0)
+        size, cost = (height * width, kernel), self._cost()
+        costs = {"direct": direct_cost(channels, blocks, *size, cost)}
+        if self.winograd:
+            costs |= self._winograd_costs(func, channels, blocks, quick)
+        if not self._gathers(func):
             return costs
-        if gathers:
-            costs["direct_in"] = direct_cost(channels, all_blocks, pixels, kernel, cost)
-        by_input, by_output = _gated_sides(func, roles)
-        for name, side in self._winograd(func, c_in):
-            each = channels if name != "winograd_strided" else 4 * channels
-            size = height, width, tile_side(name, side), side
-            if gathers:
-                plane = WinogradPlane(*size, by_input, quick)
-                costs[name + "_in"] = winograd_cost(each, all_blocks, plane, self.lanes, cost)
-            if gathers and side != 3:
-                continue  # transformed at compile time, which is too much to gather
-            plane = WinogradPlane(*size, by_input or by_output, quick, gathered=gathers)
-            costs[name] = winograd_cost(each, blocks, plane, self.lanes, cost) + gathering
+        gathering = gather_cost(channels, blocks, kernel, cost)
+        costs = {name: each + gathering for name, each in costs.items()}
+        if self.winograd:
+            costs["direct_in"] = direct_cost(channels, all_blocks, *size, cost)
+            in_only = self._winograd_costs(func, channels, all_blocks, quick, in_only=True)
+            costs |= {f"{name}_in": each for name, each in in_only.items()}
         return costs
 
-    def _winograd(self, func: relax.Function, c_in: int) -> list[tuple[str, int]]:
+    def _cost(self) -> Cost:
+        return replace(self.cost, weight=self.cost.cached_weight) if self.cached else self.cost
+
+    def _winograd_costs(
+        self,
+        func: relax.Function,
+        channels: float,
+        blocks: float,
+        quick: bool,
+        *,
+        in_only: bool = False,
+    ) -> dict[str, float]:
+        """Costs by Winograd algorithm, but for gathering; `in_only` skips no output channels."""
+        by_input, by_output = _gated_sides(func)
+        gated, gathers = by_input or (by_output and not in_only), self._gathers(func)
+        height, width = shape_of(func.body)[2:]
+        costs = {}
+        for name, side in self._winograd(func):
+            if gathers and not in_only and side != 3:
+                continue  # transformed at compile time, which is too much to gather
+            plane = WinogradPlane(
+                height, width, tile_side(name, side), side, gated, quick, gathers and not in_only
+            )
+            each = channels if name != "winograd_strided" else 4 * channels
+            costs[name] = winograd_cost(each, blocks, plane, self.lanes, self._cost())
+        return costs
+
+    def _winograd(self, func: relax.Function) -> list[tuple[str, int]]:
         """The Winograd algorithms that can compute the convolution, and their kernel's side."""
         call = operator_of(func)
+        c_in = shape_of(call.args[1])[1]
         kernel, strides, dilation, pads = (
             shape_of(call.args[1])[2:],
             *(
@@ -147,21 +212,10 @@ class ChooseAlgorithm:
             return [("winograd_strided", side)]
         return []
 
-    def _open_fractions(self, func: relax.Function, roles: list[str]) -> tuple[float, float]:
-        gated = _gated_sides(func, roles)
-        if not any(gated):
-            return 1.0, 1.0
-        layer = str(func.attrs["layer"])
-        each = ASSUMED_OPEN
-        if layer in self.open_products:
-            each = self.open_products[layer] ** (1 / sum(gated))
-        first, second = (each if is_gated else 1.0 for is_gated in gated)
-        return first, second
-
-    def _gathers(self, func: relax.Function, roles: list[str]) -> bool:
+    def _gathers(self, func: relax.Function) -> bool:
         """Whether going by the open output channels means to put vectors together."""
         unit = int(func.attrs["open_unit"])
-        return "open_out" in roles and _is_indexed(func) and unit % self.lanes != 0
+        return "open_out" in _roles(func) and _is_indexed(func) and unit % self.lanes != 0
 
 
 def fits_cache(mod: tvm.IRModule, cache_kib: int) -> bool:
@@ -181,14 +235,18 @@ def weights_kib(mod: tvm.IRModule) -> float:
     return sum(sizes.values())
 
 
+def _roles(func: relax.Function) -> list[str]:
+    return [str(role) for role in func.attrs["roles"]]
+
+
 def _is_indexed(func: relax.Function) -> bool:
     return str(func.attrs["lowering"]) == "indexed"
 
 
-def _gated_sides(func: relax.Function, roles: list[str]) -> list[bool]:
+def _gated_sides(func: relax.Function) -> list[bool]:
     """Whether the kernel goes by an open set at its input, and at its output."""
     is_dense = str(func.attrs["lowering"]) == "dense"
-    return [not is_dense and role in roles for role in ("open_in", "open_out")]
+    return [not is_dense and role in _roles(func) for role in ("open_in", "open_out")]
 
 
 def tile_side(algorithm: str, kernel: int) -> int:
