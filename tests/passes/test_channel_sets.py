@@ -9,7 +9,9 @@ from tvm_dynprune.passes.channel_sets import (
     concatenation,
     granularity,
     intersection,
+    is_whole,
     masks_of,
+    of_width,
     slice_of,
     union,
     without,
@@ -72,3 +74,16 @@ def test_granularity_is_what_all_parts_share():
     assert granularity(intersection(A, C)) == 1
     assert granularity(concatenation([(A, 16), (ALL, 4), (A, 16)])) == 4
     assert granularity(concatenation([(A, 16), (ALL, 32)])) == 8
+
+
+def test_whole_sets_are_one_decision_for_all_channels():
+    whole, other = (
+        Mask(relax.Var(name, relax.TensorType((1, 16, 1, 1), "float32")), 16, 16) for name in "de"
+    )
+    assert is_whole(whole)
+    assert is_whole(union(whole, other))
+    assert is_whole(intersection(whole, union(whole, other)))
+    for not_whole in (ALL, A, union(A, whole), concatenation([(whole, 16), (whole, 16)])):
+        assert not is_whole(not_whole)
+    wide = of_width(union(whole, other), 32)
+    assert wide == union(Mask(whole.var, 32, 32), Mask(other.var, 32, 32))

@@ -118,11 +118,27 @@ class GumbelGate(SqueezeGate):
         return logits + torch.logit(uniform) / self.slope
 
 
+class BlockGate(SqueezeGate):
+    """`SqueezeGate` of a residual block: one decision for all channels, if `group_size` says so.
+
+    What ConvNet-AIG (Veit, Belongie, arXiv:1711.11503) and SkipNet (Wang et al.,
+    arXiv:1711.09485) put before each block; `insert_gates` makes it of one group.
+    """
+
+    def spread(self) -> None:
+        """Give the linear layer random weights and a random bias, another for each block."""
+        nn.init.normal_(self.conv.weight, std=self.hidden**-0.5)
+        with torch.no_grad():
+            _bias(self.conv).add_(torch.empty(self.groups).uniform_(-SPREAD, SPREAD))
+
+
+BLOCK = "block"
 GATES: dict[str, type[Gate]] = {
     "lkam": LKAMGate,
     "lkam_relu": LKAMReluGate,
     "squeeze": SqueezeGate,
     "gumbel": GumbelGate,
+    BLOCK: BlockGate,
 }
 """Gate kinds: ``GATES[kind](in_channels, out_channels, group_size)``."""
 

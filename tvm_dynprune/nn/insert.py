@@ -11,8 +11,9 @@ import torch
 from torch import fx, nn
 
 from tvm_dynprune.errors import GroupSizeError, ModelError
+from tvm_dynprune.nn.blocks import ResidualBlock, find_blocks
 from tvm_dynprune.nn.chains import Chain, is_depthwise, trace
-from tvm_dynprune.nn.gate_kinds import GATES
+from tvm_dynprune.nn.gate_kinds import BLOCK, GATES
 from tvm_dynprune.nn.roles import Roles, find_roles
 
 _REPORT = "tvm_dynprune.gate_report"
@@ -31,7 +32,7 @@ class LayerReport:
     groups
         Number of channel groups of its gate; 0 without one.
     reason
-        Why it was left alone, or where its gate reads.
+        Why it was left alone, or what its gate reads or closes.
     """
 
     layer: str
@@ -109,6 +110,9 @@ def insert_gates(
     batch norm makes a constant, not 0, of a closed channel; expansion and projection then need no
     gate of their own.
 
+    Gates of kind "block" stand before residual blocks instead: one reads a block's input, and its
+    mask closes the last convolution before the addition, so that nothing of the block is needed.
+
     Parameters
     ----------
     model
@@ -116,7 +120,7 @@ def insert_gates(
     gate
         Kind of gate, a key of `GATES`.
     group_size
-        Neighbouring output channels that open and close together.
+        Neighbouring output channels that open and close together; for "block" it is all of them.
     include
         Patterns (``fnmatch``) of layer names; None includes every layer. A layer given by its own
         name is gated even where it would be left alone by default.
@@ -140,7 +144,8 @@ def insert_gates(
     GroupSizeError
         `group_size` does not divide the channels of a layer that would be gated.
     ModelError
-        torch.fx cannot trace the model, it has gates already, or `gate` is no known kind.
+        torch.fx cannot trace the model, it has gates already, `gate` is no known kind, or it is
+        "block" and the network has no residual block.
     """
     if gate not in GATES:
         raise ModelError(f"no gate {gate!r}: choose one of {', '.join(GATES)}")
@@ -152,8 +157,15 @@ def insert_gates(
     gated = GatedModel(model, trace(model))
     _restore_buffers(model, gated)
     selection = _Selection(include, exclude, first)
-    roles = find_roles(gated.graph, dict(gated.named_modules(remove_duplicate=False)))
-    rows = [_gate_layer(gated, roles, chain, selection, gate, group_size) for chain in roles.chains]
+    modules: dict[str, nn.Module] = dict(gated.named_modules(remove_duplicate=False))
+    roles = find_roles(gated.graph, modules)
+    if gate == BLOCK:
+        blocks = find_blocks(gated.graph, modules)
+        if not blocks:
+            raise ModelError(f"{type(model).__name__} has no residual block: choose another gate")
+        rows = _gate_blocks(gated, roles, blocks, selection)
+    else:
+        rows = [_gate_layer(gated, roles, c, selection, gate, group_size) for c in roles.chains]
     gated.graph.lint()
     gated.recompile()
     gated.meta[_REPORT] = GateReport(tuple(rows))
@@ -167,6 +179,29 @@ def _restore_buffers(model: nn.Module, gated: nn.Module) -> None:
         if name not in saved:
             owner, _, leaf = name.rpartition(".")
             gated.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
+
+
+def _gate_blocks(
+    gated: GatedModel, roles: Roles, blocks: list[ResidualBlock], selection: _Selection
+) -> list[LayerReport]:
+    """Gate every residual block in place; return a row per convolution."""
+    rows = {c.node: LayerReport(c.name, False, 0, "in no residual block") for c in roles.chains}
+    for block in blocks:
+        last, others = block.last, [chain.name for chain in block.chains[:-1]]
+        if (refused := selection.refuses(last.name)) is not None:
+            rows[last.node] = LayerReport(last.name, False, 0, refused)
+            continue
+        channels = last.conv.out_channels
+        gate = GATES[BLOCK](block.chains[0].conv.in_channels, channels, channels)
+        gate.train(gated.training).to(last.conv.weight.device)
+        _insert(gated, _gate_name(gated, last.name), gate, block.input, block.chains[0].node, last)
+        reason = f"closes {', '.join(others)} too" if others else ""
+        rows[last.node] = LayerReport(last.name, True, 1, reason)
+        for chain in block.chains[:-1]:
+            rows[chain.node] = LayerReport(
+                chain.name, False, 0, f"the gate of {last.name} closes it"
+            )
+    return list(rows.values())
 
 
 def _gate_layer(
@@ -186,7 +221,7 @@ def _gate_layer(
     reader = chain if expansion is None else expansion
     gate = GATES[kind](reader.conv.in_channels, channels, group_size)
     gate.train(gated.training).to(chain.conv.weight.device)
-    _insert(gated, _gate_name(gated, chain.name), gate, reader, chain)
+    _insert(gated, _gate_name(gated, chain.name), gate, reader.input, reader.node, chain)
     where = "" if expansion is None else f"read from the input of {expansion.name}"
     return LayerReport(chain.name, True, channels // group_size, where)
 
@@ -220,11 +255,14 @@ def _gate_name(gated: GatedModel, layer: str) -> str:
     return name
 
 
-def _insert(gated: GatedModel, name: str, gate: nn.Module, reader: Chain, masked: Chain) -> None:
+def _insert(
+    gated: GatedModel, name: str, gate: nn.Module, source: fx.Node, before: fx.Node, masked: Chain
+) -> None:
+    """Let a gate that reads `source`, called before a node, mask a chain's result."""
     gated.add_submodule(name, gate)
     # Before the convolution, since an in-place activation may change its input later on.
-    with gated.graph.inserting_before(reader.node):
-        mask = gated.graph.call_module(name, (reader.input,))
+    with gated.graph.inserting_before(before):
+        mask = gated.graph.call_module(name, (source,))
     with gated.graph.inserting_after(masked.end):
         product = gated.graph.call_function(torch.mul, (masked.end, mask))
     masked.end.replace_all_uses_with(product, delete_user_cb=lambda user: user is not product)

@@ -5,6 +5,7 @@ A convolution executes ``open_in * open_out * kh * kw * oh * ow`` (divided by it
 open_in are the input channels that are not known zero and open_out the output channels that are
 open and needed by somebody (`tvm_dynprune.nn.propagate`). A linear layer counts likewise. A gate
 costs ``open_in * G``: its mean runs before its 1x1 convolution. Everything else costs nothing.
+Where one decision closes all output channels, nothing that only they need is executed either.
 """
 
 from collections.abc import Iterator, Mapping
@@ -103,11 +104,12 @@ class MacPlan:
         dict
             By layer: (N,), or (1,) where the gates do not matter.
         """
+        device = _device(masks)
         open_ = forward_states(self.steps, masks)
         needed = backward_states(self.steps, open_)
         totals: dict[str, Tensor] = {}
         for layer in self.layers:
-            macs = _executed(layer, open_[layer.source], needed[layer.node])
+            macs = _executed(layer, open_[layer.source], needed[layer.node], device)
             totals[layer.name] = totals[layer.name] + macs if layer.name in totals else macs
         return totals
 
@@ -125,6 +127,7 @@ class MacPlan:
             By layer: two shares in [0, 1], each (N,), or (1,) where the gates do not matter. A
             depthwise layer has one share, that of the channels it computes, twice.
         """
+        device = _device(masks)
         open_ = forward_states(self.steps, masks)
         needed = backward_states(self.steps, open_)
         shares = {}
@@ -134,7 +137,7 @@ class MacPlan:
                 first = second = both(first, second)
             if layer.op is not Op.GATE:
                 sizes = layer.in_channels, layer.out_channels
-                counts = _count(first, sizes[0]), _count(second, sizes[1])
+                counts = _count(first, sizes[0], device), _count(second, sizes[1], device)
                 shares[layer.name] = (counts[0] / sizes[0], counts[1] / sizes[1])
         return shares
 
@@ -242,7 +245,8 @@ def _step(node: fx.Node, modules: dict[str, nn.Module], shapes: dict[fx.Node, to
     module = called_module(node, modules)
     has_no_bias = op is Op.DEPTHWISE and isinstance(module, nn.Conv2d) and module.bias is None
     keeps_zeros = op is Op.ZERO_KEEPING or has_no_bias
-    return Step(node, op, inputs, widths, _channels(shapes, node), keeps_zeros)
+    is_whole = isinstance(module, Gate) and module.groups == 1
+    return Step(node, op, inputs, widths, _channels(shapes, node), keeps_zeros, is_whole)
 
 
 def _channels(shapes: dict[fx.Node, torch.Size], node: fx.Node) -> int:
@@ -274,14 +278,23 @@ def _dense(layer: _Layer) -> int:
     return round(pairs * layer.cost)
 
 
-def _executed(layer: _Layer, open_in: State, needed: State) -> Tensor:
+def _device(masks: Mapping[str, Tensor]) -> torch.device | None:
+    return next((mask.device for mask in masks.values()), None)
+
+
+def _executed(
+    layer: _Layer, open_in: State, needed: State, device: torch.device | None
+) -> Tensor:
     """MACs (N,) of one layer, or (1,) if nothing about it depends on a gate."""
     if layer.op is Op.DEPTHWISE:
-        return _count(both(open_in, needed), layer.in_channels) * layer.cost
+        return _count(both(open_in, needed), layer.in_channels, device) * layer.cost
+    inputs = _count(open_in, layer.in_channels, device)
     if layer.op is Op.GATE:
-        return _count(open_in, layer.in_channels) * layer.out_channels + layer.cost
-    return _count(open_in, layer.in_channels) * _count(needed, layer.out_channels) * layer.cost
+        return inputs * layer.out_channels + layer.cost
+    return inputs * _count(needed, layer.out_channels, device) * layer.cost
 
 
-def _count(state: State, channels: int) -> Tensor:
-    return torch.full((1,), channels, dtype=torch.float64) if state is None else state.sum(1)
+def _count(state: State, channels: int, device: torch.device | None) -> Tensor:
+    if state is None:
+        return torch.full((1,), channels, dtype=torch.float64, device=device)
+    return state.sum(1) * (channels // state.shape[1])

@@ -4,7 +4,8 @@
 Works on what the gates decided, never on activations: a channel that happens to be 0 is computed
 all the same. A state is a tensor (N, C) of 1 for open and 0 for zero (or not needed); numbers
 between are allowed, so that the same rules give a differentiable cost of soft gates ("and" is a
-product). None is a state too: all open, all needed.
+product). None is a state too: all open, all needed. So is a tensor (N, 1): one decision for all
+channels, as a block's gate takes it; what it closes needs none of what comes before.
 """
 
 import operator
@@ -67,7 +68,7 @@ _ZERO_KEEPING_FUNCTIONS = (
 )
 _FLATTEN = (torch.flatten, "flatten", "view", "reshape")
 _MEAN = (torch.mean, "mean")
-_ADD = (torch.add, operator.add, operator.iadd, "add", "add_")
+ADD = (torch.add, operator.add, operator.iadd, "add", "add_")
 _MUL = (torch.mul, operator.mul, operator.imul, "mul", "mul_")
 _CAT = (torch.cat, torch.concat)
 Shapes = Mapping[fx.Node, torch.Size]
@@ -82,7 +83,7 @@ def classify(node: fx.Node, modules: Mapping[str, nn.Module], shapes: Shapes) ->
     tensors = [source for source in node.all_input_nodes if source in shapes]
     if node.target in _MUL:
         return Op.MUL if len(tensors) == 2 else Op.ZERO_KEEPING
-    if node.target in _ADD:
+    if node.target in ADD:
         return Op.ADD if len(tensors) == 2 else Op.CHANNELWISE
     if node.target in _CAT:
         dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
@@ -134,6 +135,8 @@ class Step:
         Channel count of its result.
     keeps_zeros
         Whether a channel that is zero in its only input is zero in its result.
+    is_whole
+        Of a gate: whether all channels open and close together.
     """
 
     node: fx.Node
@@ -142,6 +145,7 @@ class Step:
     widths: tuple[int, ...]
     channels: int
     keeps_zeros: bool
+    is_whole: bool = False
 
 
 def forward_states(steps: list[Step], masks: Mapping[str, Tensor]) -> dict[fx.Node, State]:
@@ -163,7 +167,8 @@ def forward_states(steps: list[Step], masks: Mapping[str, Tensor]) -> dict[fx.No
 def _forward(step: Step, states: dict[fx.Node, State], masks: Mapping[str, Tensor]) -> State:
     inputs = [states[node] for node in step.inputs]
     if step.op is Op.GATE:
-        return masks[str(step.node.target)]
+        mask = masks[str(step.node.target)]
+        return mask[:, :1] if step.is_whole else mask
     if step.op is Op.MUL:
         return both(*inputs)
     if step.op is Op.ADD:
@@ -172,8 +177,9 @@ def _forward(step: Step, states: dict[fx.Node, State], masks: Mapping[str, Tenso
         return _concatenate(step, inputs)
     if step.keeps_zeros:
         state = inputs[0]
-        repeats = 1 if state is None else step.channels // state.shape[1]
-        return state if state is None or repeats == 1 else state.repeat_interleave(repeats, 1)
+        if state is None or state.shape[1] in (1, step.channels):
+            return state
+        return state.repeat_interleave(step.channels // state.shape[1], 1)
     return None
 
 
@@ -182,8 +188,8 @@ def _concatenate(step: Step, states: list[State]) -> State:
     if known is None:
         return None
     parts = zip(states, step.widths, strict=True)
-    ones = (known.new_ones(len(known), w) if state is None else state for state, w in parts)
-    return torch.cat(list(ones), 1)
+    ones = known.new_ones(len(known), 1)
+    return torch.cat([(ones if s is None else s).expand(-1, width) for s, width in parts], 1)
 
 
 def backward_states(steps: list[Step], open_: dict[fx.Node, State]) -> dict[fx.Node, State]:
@@ -202,7 +208,7 @@ def backward_states(steps: list[Step], open_: dict[fx.Node, State]) -> dict[fx.N
 def _wish(step: Step, index: int, needed: State, open_: dict[fx.Node, State]) -> State:
     """Return what one reader needs of its `index`-th input."""
     if step.op in (Op.ZERO_KEEPING, Op.CHANNELWISE, Op.DEPTHWISE):
-        if needed is None or step.widths[0] == step.channels:
+        if needed is None or needed.shape[1] == 1 or step.widths[0] == step.channels:
             return needed
         return needed.unflatten(1, (step.widths[0], -1)).amax(2)  # a flatten
     if step.op in (Op.MUL, Op.ADD) and step.widths[index] != step.channels:
@@ -210,6 +216,8 @@ def _wish(step: Step, index: int, needed: State, open_: dict[fx.Node, State]) ->
     if step.op is Op.MUL:
         return both(needed, open_[step.inputs[1 - index]])
     if step.op is Op.ADD:
+        return needed
+    if needed is not None and needed.shape[1] == 1 and step.op in (Op.CAT, Op.MIX):
         return needed
     if step.op is Op.CAT and needed is not None:
         start = sum(step.widths[:index])

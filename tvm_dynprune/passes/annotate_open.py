@@ -15,9 +15,12 @@ After::
 Two analyses meet. Forward: which channels can be *non-zero*, given the gates. Backward: which
 channels somebody *needs*, given that a gate closes every reader of the others. A kernel computes
 the channels that are in both. Both go through activations that keep 0, pooling, depthwise
-convolution, concatenation, and addition, which is open where either side is.
+convolution, concatenation, and addition, which is open where either side is. A convolution whose
+channels one decision closes needs none of its input when they are closed: so a residual block's
+gate closes the whole block.
 
 A convolution cannot wait for a gate that is computed from it: such masks are left out of its set.
+The attribute ``block`` marks the convolutions of a block that one decision closes.
 Needs FuseKernels before it; feeds LowerKernels.
 """
 
@@ -34,7 +37,9 @@ from tvm_dynprune.passes.channel_sets import (
     concatenation,
     granularity,
     intersection,
+    is_whole,
     masks_of,
+    of_width,
     slice_of,
     union,
     without,
@@ -53,6 +58,7 @@ from tvm_dynprune.passes.dataflow import (
 from tvm_dynprune.passes.gates import can_be_zero, group_size
 
 _KEEPS_ZERO = ("nn.relu", "clip", "nn.leakyrelu", "tanh", "nn.silu", "nn.gelu", "reshape")
+_CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 _POOLS = ("max_pool2d", "avg_pool2d", "global_average")
 
 
@@ -159,7 +165,10 @@ class OpenSets:
         source = arguments["x"]
         late = self.flow.descendants(var)
         self.computed[var] = without(computed, late)
-        self._claim(source, None if composite.kind == "conv2d" else self.computed[var])
+        wanted = self.computed[var]
+        if composite.kind == "conv2d":
+            wanted = of_width(wanted, shape_of(source)[1]) if is_whole(wanted) else None
+        self._claim(source, wanted)
         for role, argument in arguments.items():
             if role == "residual":
                 self._claim(argument, needed)
@@ -189,9 +198,12 @@ class _Annotator:
         self.sets = OpenSets(func, functions)
         self.values: dict[Var, Expr] = {}
         self.variables: dict[ChannelSet, Var] = {}
+        # Decisions by which whole convolutions without a mask of their own are closed.
+        self.blocks: set[ChannelSet] = set()
 
     def run(self) -> relax.Function:
         sets = self.sets
+        self._find_blocks()
         for binding in sets.flow.bindings:
             composite = as_composite(self.functions, binding.value)
             value = binding.value
@@ -199,6 +211,21 @@ class _Annotator:
                 value = self._annotated(binding.var, composite)
             self.values[binding.var] = value
         return rebuild(self.func, self.values, result_of(self.func))
+
+    def _find_blocks(self) -> None:
+        for var, computed in self.sets.computed.items():
+            composite = as_composite(self.functions, self.sets.flow.definition[var])
+            if is_whole(computed) and composite.kind in _CONVOLUTIONS:
+                if "scale" not in composite.arguments:
+                    self.blocks.add(of_width(computed, 1))
+
+    def _block(self, composite: CompositeCall, computed: ChannelSet | None) -> str:
+        """The part that a convolution plays in a block: "inner", "last" or none."""
+        if not is_whole(computed) or of_width(computed, 1) not in self.blocks:
+            return ""
+        if "scale" not in composite.arguments:
+            return "inner" if composite.kind in _CONVOLUTIONS else ""
+        return "last" if composite.kind == "conv2d" else ""
 
     def _annotated(self, var: Var, composite: CompositeCall) -> Expr:
         extra, unit_in, unit = {}, 0, 0
@@ -212,8 +239,10 @@ class _Annotator:
         if computed is not None:
             extra["open_out"] = self._variable(computed)
             unit = granularity(computed)
-        units = {"open_unit_in": unit_in, "open_unit": unit}
-        return with_arguments(self.functions, composite, extra, **units)
+        attributes: dict[str, object] = {"open_unit_in": unit_in, "open_unit": unit}
+        if part := self._block(composite, computed):
+            attributes["block"] = part
+        return with_arguments(self.functions, composite, extra, **attributes)
 
     def _variable(self, item: ChannelSet) -> Var:
         """A variable (N, C) bool that holds the set."""
@@ -231,6 +260,11 @@ class _Annotator:
             builder = relax.BlockBuilder()
             var = relax.DataflowVar("nonzero", builder.normalize(nonzero).ty)
             self.values[var] = builder.normalize(nonzero)
+            if item.channels != shape_of(item.var)[1]:
+                first = self._bound(op.strided_slice(var, [1], [0], [1]))
+                return op.broadcast_to(
+                    self._bound(op.reshape(first, (batch, 1))), (batch, item.channels)
+                )
             return op.reshape(var, (batch, item.channels))
         if isinstance(item, Concatenation):
             parts = [self._part(part, size) for part, size in item.parts]

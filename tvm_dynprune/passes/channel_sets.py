@@ -80,6 +80,21 @@ def slice_of(whole: ChannelSet | None, start: int, channels: int) -> ChannelSet 
     return None
 
 
+def is_whole(item: ChannelSet | None) -> bool:
+    """Whether one decision opens or closes all channels of the set's tensor."""
+    if isinstance(item, Mask):
+        return item.group_size == item.channels
+    return isinstance(item, Union | Intersection) and all(is_whole(part) for part in item.parts)
+
+
+def of_width(item: ChannelSet, channels: int) -> ChannelSet:
+    """The same decisions over all channels of a tensor of `channels`; the set `is_whole`."""
+    if isinstance(item, Mask):
+        return Mask(item.var, channels, channels)
+    assert isinstance(item, Union | Intersection)
+    return type(item)(frozenset(of_width(part, channels) for part in item.parts))
+
+
 def masks_of(item: ChannelSet | None) -> set[Var]:
     """The multipliers that a set is made of."""
     if item is None:

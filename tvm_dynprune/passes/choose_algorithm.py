@@ -245,7 +245,9 @@ def _is_indexed(func: relax.Function) -> bool:
 
 def _gated_sides(func: relax.Function) -> list[bool]:
     """Whether the kernel goes by an open set at its input, and at its output."""
-    is_dense = str(func.attrs["lowering"]) == "dense"
+    # What is left of a skipped block when it is not skipped is dense.
+    is_block = str(func.attrs["lowering"]) == "if" and bool(func.attrs.get("block", ""))
+    is_dense = is_block or str(func.attrs["lowering"]) == "dense"
     return [not is_dense and role in _roles(func) for role in ("open_in", "open_out")]
 
 

@@ -10,6 +10,7 @@ The body says what the function means; attributes say what lowering needs to kno
 ``roles``          what each parameter is: x, weight, bias, scale, residual, open_in, open_out
 ``epilogue``       steps after the convolution: bias, scale, residual, relu, clip:LOW:HIGH
 ``binary_scale``   1 if the scale is a mask of zeros and ones
+``block``          "inner" or "last", of a block that one decision closes; else empty
 ``open_unit``      neighbouring channels of open_out that open together; ``open_unit_in`` of open_in
 ``lowering``       dense, if or indexed
 ``algorithm``      of a conv2d: direct, winograd_2 or winograd_4; ``costs``: of each, as JSON

@@ -85,6 +85,9 @@ def conv2d_spec(
     lowering = str(composite.attribute("lowering"))
     if lowering == "indexed":
         return _indexed(plan, var, composite, spec)
+    if lowering == "if" and composite.attribute("block"):
+        exact = spec.y.batch == 1 and composite.attribute("binary_scale", 0)
+        return replace(spec, scale=spec.scale and not exact)
     if lowering == "if" and "open_out" in arguments:
         return _conditional(composite, spec)
     return spec

@@ -4,7 +4,8 @@
 A layer of (C_in, C_out) channels executes ``open_in * open_out * macs_per_pair``
 multiply-accumulates for one input, a depthwise layer ``open_out * macs_per_pair``. The open sets
 are JSON terms:
-``null`` for all channels, ``{"gate": i}``, ``{"any": [...]}``, ``{"all": [...]}`` and
+``null`` for all channels, ``{"gate": i}``, ``{"gate": i, "channels": C}`` for a gate's one decision
+over another number of channels, ``{"any": [...]}``, ``{"all": [...]}`` and
 ``{"concat": [[term, channels], ...]}``; `runtime.macs` evaluates them.
 """
 
@@ -78,7 +79,10 @@ def _term(item: ChannelSet | None, gates: dict[Var, int]) -> dict | None:
     if item is None:
         return None
     if isinstance(item, Mask):
-        return {"gate": gates[item.var]} if item.var in gates else None
+        if item.var not in gates:
+            return None
+        own = item.channels == shape_of(item.var)[1]
+        return {"gate": gates[item.var]} | ({} if own else {"channels": item.channels})
     if isinstance(item, Concatenation):
         return {"concat": [[_term(part, gates), size] for part, size in item.parts]}
     parts = sorted((_term(part, gates) for part in item.parts), key=json.dumps)

@@ -14,10 +14,16 @@
     y0 = R.call_tir(conv2d_closed, ())             # zeros, or the residual
     y1 = R.call_tir_inplace(conv2d, (x, w, b, y0), 3, tir_vars=(0,)) if open[0] else y0
     y2 = R.call_tir_inplace(conv2d, (x, w, b, y1), 3, tir_vars=(1,)) if open[1] else y1
+
+and for the last convolution of a block that one decision closes, in whose branch `SinkIntoBranches`
+puts the others::
+
+    y = R.call_tir(conv2d, (h, w, b, x)) if open[0] else R.call_tir(conv2d_closed, (x,))
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,7 +63,14 @@ def lower_conv2d(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
         unit = spec.y.lanes if spec.visit == "blocks" else 1
         lists_out = emitter.open_list(composite.arguments["open_out"], unit)
     kernel, arguments = _kernel(emitter, composite, spec, lists_in)
-    return emitter.compute(var, kernel, f"conv2d_{composite.layer}", [*arguments, *lists_out])
+    name, arguments = f"conv2d_{composite.layer}", [*arguments, *lists_out]
+    if str(composite.attribute("lowering")) == "if" and composite.attribute("block") == "last":
+        branch = emitter.computation(var, kernel, name, arguments)
+        closing = _residual(emitter, composite)
+        closed = emitter.computation(var, conv2d_closed(spec), "conv2d_closed", closing)
+        condition = _decisions(emitter, composite, spec.y.channels)(0)
+        return emitter.builder.emit(relax.If(condition, branch, closed), var.name)
+    return emitter.compute(var, kernel, name, arguments)
 
 
 def _kernel(
@@ -97,25 +110,37 @@ def _epilogue_arguments(
         arguments.append(relax.const(pack_channels(bias, spec.y)))
     if spec.scale:
         arguments.append(emitter.plain(given["scale"]))
-    if spec.residual is not None:
-        arguments.append(emitter.blocked(given["residual"]))
-    return arguments
+    return arguments + _residual(emitter, composite)
+
+
+def _residual(emitter: KernelEmitter, composite: CompositeCall) -> list[Expr]:
+    residual = composite.arguments.get("residual")
+    return [] if residual is None else [emitter.blocked(residual)]
+
+
+def _decisions(
+    emitter: KernelEmitter, composite: CompositeCall, group_size: int
+) -> Callable[[int], Var]:
+    """Emit what opens each group for any sample; returns the scalar condition of one group."""
+    is_open = composite.arguments["open_out"]
+    batch, channels = shape_of(is_open)
+    out = [relax.TensorType((-(-channels // group_size),), "bool")]
+    kernel = any_open(batch, channels, group_size)
+    decided = emitter.call(kernel, "any_open", [emitter.plain(is_open)], out)
+    return lambda group: emitter.builder.emit(
+        op.take(decided, relax.const(group, "int64"), axis=0, mode="clip")
+    )
 
 
 def _conditional(emitter: KernelEmitter, var: Var, composite: CompositeCall, spec: Conv2d) -> Var:
-    builder, is_open = emitter.builder, composite.arguments["open_out"]
+    builder, out = emitter.builder, tensor(spec.y)
     groups = -(-spec.y.blocks // spec.group_blocks)
-    kernel = any_open(spec.y.batch, spec.y.channels, spec.group_blocks * spec.y.lanes)
-    decided = emitter.call(
-        kernel, "any_open", [emitter.plain(is_open)], [relax.TensorType((groups,), "bool")]
-    )
-    out = tensor(spec.y)
-    residual = [] if spec.residual is None else [emitter.blocked(composite.arguments["residual"])]
-    y = emitter.compute(var, conv2d_closed(spec), "conv2d_closed", residual)
+    decision = _decisions(emitter, composite, spec.group_blocks * spec.y.lanes)
+    y = emitter.compute(var, conv2d_closed(spec), "conv2d_closed", _residual(emitter, composite))
     kernel, arguments = _kernel(emitter, composite, spec, [])
     global_var = emitter.add(kernel, f"conv2d_{composite.layer}")
     for group in range(groups):
-        condition = builder.emit(op.take(decided, relax.const(group, "int64"), axis=0))
+        condition = decision(group)
         branch = relax.call_tir_inplace(
             global_var, [*arguments, y, relax.prim_value(group)], [len(arguments)], out
         )

@@ -134,14 +134,17 @@ class KernelEmitter:
 
     def compute(self, var: Var, kernel: tvm.tirx.PrimFunc, name: str, arguments: list[Expr]) -> Var:
         """Emit the call of the kernel that computes `var`, in the tensor that holds it."""
-        out = tensor(self.plan.feature_map(var))
+        return self.builder.emit(self.computation(var, kernel, name, arguments), name)
+
+    def computation(
+        self, var: Var, kernel: tvm.tirx.PrimFunc, name: str, arguments: list[Expr]
+    ) -> relax.Call:
+        """The call of the kernel that computes `var`, in the tensor that holds it."""
+        out, global_var = tensor(self.plan.feature_map(var)), self.add(kernel, name)
         whole = self._blocked.get(self.plan.holder(var))
         if whole is None:
-            return self.call(kernel, name, arguments, [out])
-        call = relax.call_tir_inplace(
-            self.add(kernel, name), [*arguments, whole], [len(arguments)], out
-        )
-        return self.builder.emit(call, name)
+            return relax.call_tir(global_var, arguments, out)
+        return relax.call_tir_inplace(global_var, [*arguments, whole], [len(arguments)], out)
 
     def add(self, kernel: tvm.tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
         """Add a kernel to the module; TVM must not fuse it with what stands around it."""

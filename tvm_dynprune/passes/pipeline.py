@@ -24,6 +24,7 @@ from tvm_dynprune.passes.linear_to_conv2d import LinearToConv2d
 from tvm_dynprune.passes.lower_kernels import LowerKernels, check_lowered
 from tvm_dynprune.passes.merge_small_kernels import MergeSmallKernels
 from tvm_dynprune.passes.multiply_by_reciprocal import MultiplyByReciprocal
+from tvm_dynprune.passes.sink_into_branches import SinkIntoBranches
 from tvm_dynprune.soc import Soc
 
 
@@ -152,6 +153,7 @@ def lower(mod: tvm.IRModule, soc: Soc) -> tvm.IRModule:
     """
     with soc.tvm_target():
         mod = LowerKernels(kernel_target(soc))(mod)
+        mod = SinkIntoBranches()(mod)
     check_lowered(mod)
     return mod
 

@@ -63,7 +63,8 @@ def _count(
 def open_set(term: dict[str, Any], open_channels: Sequence[np.ndarray], batch: int) -> np.ndarray:
     """The set (N, C) bool that a term stands for; see `executed_macs`."""
     if "gate" in term:
-        return open_channels[term["gate"]]
+        decided = open_channels[term["gate"]]
+        return np.repeat(decided[:, :1], term["channels"], 1) if "channels" in term else decided
     if "concat" in term:
         parts = [
             np.ones((batch, size), bool) if part is None else open_set(part, open_channels, batch)
