@@ -22,6 +22,7 @@ from tvm_dynprune.nn.insert import GatedModel
 from tvm_dynprune.nn.latency import LatencyTable
 from tvm_dynprune.nn.loss import budget_loss, expected_latency_fraction, expected_mac_fraction
 from tvm_dynprune.nn.macs import plan_macs
+from tvm_dynprune.nn.networks import network_spec
 from tvm_dynprune.nn.train import train
 from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.composite import as_composite, is_composite
@@ -118,6 +119,17 @@ def test_depthwise_layers_cost_their_macs() -> None:
     masks = {name: torch.tensor([[1.0, 0.0]]).repeat_interleave(4, 1) for name in gates_of(model)}
     for shares in (plan.opened(masks)["depthwise.0"], plan.opened(masks)["project.0"][:1]):
         assert [share.item() for share in shares] == [0.5] * len(shares)
+
+
+def test_skipped_blocks_cost_nothing() -> None:
+    model = insert_gates(build_network("resnet20"), "block", 1)
+    shape = network_spec("resnet20").input_shape
+    plan, table = plan_macs(model, shape), latency_table(model, shape, SOC)
+    masks = {n: torch.zeros(1, g.groups * g.group_size) for n, g in gates_of(model).items()}
+    closed = float(table.fraction(plan.opened(masks)))
+    masks = {name: torch.ones_like(mask) for name, mask in masks.items()}
+    assert closed < 0.1
+    assert float(table.fraction(plan.opened(masks))) == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("mode", ["mixed", "closed"])
