@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
 
 import typer
 
-from tvm_dynprune import cli_device, cli_train, cli_tune
+from tvm_dynprune import cli_device, cli_soc, cli_train, cli_tune
 from tvm_dynprune.cli_device import Address, Key, Tracker, Wait, connected
 from tvm_dynprune.errors import DataError, DynpruneError, UserError
 
@@ -23,13 +23,16 @@ app = typer.Typer(
     help="Dynamic channel pruning of CNNs on Apache TVM: closed kernels are not executed.",
 )
 app.add_typer(cli_device.app, name="device")
+app.add_typer(cli_soc.app, name="soc")
 app.add_typer(cli_tune.app, name="tune")
 app.command()(cli_train.train)
 app.command()(cli_train.export)
 
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 Threads = Annotated[int, typer.Option(min=1, help="Worker threads.")]
-SocName = Annotated[str, typer.Option("--soc", help="SoC profile; 'host' is this machine.")]
+SocName = Annotated[
+    str, typer.Option("--soc", help="SoC profile or its .toml; 'host' is this machine.")
+]
 JsonOut = Annotated[
     Optional[Path],  # noqa: UP045 (typer evaluates it on Python 3.10)
     typer.Option("--json", help="Write the measurement there; '-' prints it and nothing else."),
@@ -359,8 +362,8 @@ def socs() -> None:
     for name in list_socs():
         soc = load_soc(name)
         _console().print(
-            f"{name:<18} {soc.target['mcpu']}, {soc.cores} cores, {soc.lanes} lanes: "
-            f"{soc.description}"
+            f"{name:<18} {soc.target['mcpu']}, {soc.cores} core{'s' * (soc.cores > 1)}, "
+            f"{soc.lanes} lanes: {soc.description}"
         )
 
 

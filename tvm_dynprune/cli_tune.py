@@ -41,7 +41,9 @@ app = typer.Typer(
 @app.command()
 def model(
     what: Annotated[str, typer.Argument(help=".pt2 or .onnx file, or the name of a network.")],
-    soc: Annotated[str, typer.Option(help="SoC profile; 'host' is this machine.")] = "host",
+    soc: Annotated[
+        str, typer.Option(help="SoC profile or its .toml; 'host' is this machine.")
+    ] = "host",
     out: Annotated[
         Optional[Path],  # noqa: UP045 (typer evaluates it on Python 3.10)
         typer.Option(help="Log to write [default: tuning_logs/SOC/NETWORK]."),
@@ -86,7 +88,7 @@ def model(
     devices, unit = _devices(tracker, key, target)
     with working(f"importing {what}"):
         network, images = _network(what, calibrate, group_size, open_fraction, seed)
-    folder = out or Path("tuning_logs") / soc / network.name
+    folder = out or Path("tuning_logs") / target.name / network.name
     if not resume:
         refuse_existing(folder, force=False)
     with working(f"choosing the kernels of {network.name}"):
@@ -95,7 +97,7 @@ def model(
         tasks = extract_tasks(chosen, target, None if all_open else calibration, functions)
     info = RunInfo(
         network=network.name,
-        soc=soc,
+        soc=target.name,
         target=dict(target.target),
         seed=seed,
         device="here" if devices is None else f"{key} of {tracker}",
@@ -109,7 +111,7 @@ def model(
 def _devices(tracker: str | None, key: str | None, soc: "Soc") -> "tuple[Devices | None, str]":
     """Where kernels run, and what is counted there; a profile that lies is found out."""
     from tvm_dynprune.runtime.rpc import parse_address, tracked_devices
-    from tvm_dynprune.soc import missing_here, required_features
+    from tvm_dynprune.soc import missing_here, missing_on, required_features
     from tvm_dynprune.tune.measure import describe_device
     from tvm_dynprune.tune.workers import Devices
 
@@ -118,7 +120,7 @@ def _devices(tracker: str | None, key: str | None, soc: "Soc") -> "tuple[Devices
         if missing := missing_here(soc.target, features):
             raise UserError(
                 f"--soc {soc.name} does not describe this machine, which lacks {missing}: name "
-                "another profile, or the devices with --tracker and --key"
+                "another profile (`soc detect` proposes one), or devices with --tracker and --key"
             )
         return None, "seconds"
     if tracker is None or key is None:
@@ -129,10 +131,12 @@ def _devices(tracker: str | None, key: str | None, soc: "Soc") -> "tuple[Devices
         raise UserError(f"tracker {tracker} has nothing under key {key!r}: it has {names}")
     devices = Devices(parse_address(tracker), key)
     info = describe_device(devices.tracker, key)
-    if lacking := [name for name in features if info and name not in info["features"]]:
+    if info and (
+        missing := missing_on(soc.target, features, info["architecture"], info["features"] or None)
+    ):
         raise UserError(
-            f"--soc {soc.name} does not describe the devices under {key!r}, which lack "
-            f"{', '.join(lacking)}: name another profile"
+            f"--soc {soc.name} does not describe the devices under {key!r} of tracker {tracker}, "
+            f"which lack {missing}: name another profile; `soc detect` proposes one"
         )
     return devices, "instructions" if info.get("clock") == "instructions" else "seconds"
 

@@ -8,7 +8,9 @@ import pytest
 import tvm
 
 from tests.test_cli import assert_one_line, run
+from tvm_dynprune import cli_tune
 from tvm_dynprune.compiler import choose_kernels, load_model
+from tvm_dynprune.errors import UserError
 from tvm_dynprune.files import sha256
 from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.passes import pipeline
@@ -77,3 +79,38 @@ def test_mistakes_are_one_line(log: Path, onnx_file: Path, tmp_path: Path) -> No
     assert_one_line(run(*compile_, tmp_path), "no tuning log")
     assert_one_line(run(*compile_, log, "--soc", "x86-avx2"), "tune for this SoC")
     assert_one_line(run(*compile_, log, "--lowering", "indexed"), "--log is for --lowering auto")
+
+
+@pytest.mark.parametrize(
+    ("soc", "info", "told"),
+    [
+        (
+            "tensor-g3",
+            {"architecture": "aarch64", "features": ["asimd", "atomics", "asimdhp"]},
+            r"--soc tensor-g3 .* under 'phone' of tracker a:1, which lack .*asimddp, .*i8mm: name",
+        ),
+        (
+            "kirin-970",
+            {"architecture": "x86_64", "features": []},
+            r"--soc kirin-970 .* which lack the architecture \(aarch64; it is x86_64\)",
+        ),
+        ("kirin-970", {"architecture": "aarch64", "features": ["asimd"], "clock": "time"}, None),
+        ("tensor-g3", {}, None),  # TVM's own server says nothing
+    ],
+)
+def test_a_profile_that_lies_is_found_before_the_first_trial(monkeypatch, soc, info, told):
+    monkeypatch.setattr("tvm_dynprune.runtime.rpc.tracked_devices", lambda _: {"phone": (1, 1)})
+    monkeypatch.setattr("tvm_dynprune.tune.measure.describe_device", lambda *_: info)
+    if told is None:
+        assert cli_tune._devices("a:1", "phone", load_soc(soc))[1] == "seconds"
+        return
+    with pytest.raises(UserError, match=told):
+        cli_tune._devices("a:1", "phone", load_soc(soc))
+
+
+def test_a_profile_that_lies_about_this_machine(monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text("Features : fp asimd atomics asimdrdm lrcpc asimdhp\n")
+    monkeypatch.setattr("tvm_dynprune.soc.features.CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(UserError, match=r"--soc raspberry-pi-5 .* this machine, .* lacks asimddp:"):
+        cli_tune._devices(None, None, load_soc("raspberry-pi-5"))
