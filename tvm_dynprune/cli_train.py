@@ -64,11 +64,18 @@ def train(
         float, typer.Option(min=0, max=1, help="Decay of the weights' moving average.")
     ] = 0.0,
     seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:N, or auto: a GPU if there is one.")
+    ] = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write OUT/tensorboard too.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     force: Force = False,
 ) -> None:
     """Train a network with gates, or without; writes a checkpoint after every epoch."""
     need_torch("train")
+    from tvm_dynprune.nn.distributed import launched
     from tvm_dynprune.nn.train import TrainConfig, train as run
 
     logging.getLogger("tvm_dynprune.nn.train").setLevel(logging.INFO)
@@ -99,7 +106,12 @@ def train(
         average=average,
         seed=seed,
     )
-    run(config, out, resume=resume, force=force)
+    try:
+        run(config, out, device=device, tensorboard=tensorboard, resume=resume, force=force)
+    except UserError:
+        if launched()[0] > 0:  # the first process says it
+            raise typer.Exit(2) from None
+        raise
 
 
 def _check_target(
@@ -138,14 +150,14 @@ def _price(data: Path, network: str, gate: str, group_size: int, soc: str) -> "L
     from tvm_dynprune.data import load_images
     from tvm_dynprune.latency import latency_table
     from tvm_dynprune.nn.insert import insert_gates
-    from tvm_dynprune.nn.networks import build_network, network_spec
+    from tvm_dynprune.nn.networks import build_network
     from tvm_dynprune.soc import load_soc
 
     profile = load_soc(soc)
-    shape = network_spec(network).input_shape
-    classes = len(load_images(data, "train").classes)
-    model = insert_gates(build_network(network, classes=classes), gate, group_size)
-    return latency_table(model, shape, profile)
+    images = load_images(data, "train")
+    _, *shape = images.images.shape
+    model = insert_gates(build_network(network, classes=len(images.classes)), gate, group_size)
+    return latency_table(model, (shape[0], shape[1], shape[2]), profile)
 
 
 def export(
@@ -157,11 +169,9 @@ def export(
     need_torch("export")
     from tvm_dynprune.nn.checkpoint import load_checkpoint
     from tvm_dynprune.nn.export import write_exported
-    from tvm_dynprune.nn.networks import network_spec
 
     model, info = load_checkpoint(checkpoint)
-    shape = network_spec(info.network).input_shape
-    write_exported(model, shape, out, classes=info.classes, force=force)
+    write_exported(model, info.shape, out, classes=info.classes, force=force)
 
 
 def need_torch(command: str) -> None:

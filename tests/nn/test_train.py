@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from tests.nn.util import config, write_data
 from tvm_dynprune.data import DIGITS, FASHION, LabelledImages, load_images
 from tvm_dynprune.errors import CheckpointError, DataError, OutputExistsError, UserError
-from tvm_dynprune.nn.batches import batches, evaluate
+from tvm_dynprune.nn.batches import Batches
 from tvm_dynprune.nn.checkpoint import LOG, RESUME, WEIGHTS, load_checkpoint, read_info
+from tvm_dynprune.nn.evaluate import evaluate
 from tvm_dynprune.nn.gates import gates_of
 from tvm_dynprune.nn.loss import expected_mac_fraction, floor_loss
 from tvm_dynprune.nn.macs import plan_macs
@@ -68,15 +69,18 @@ def test_what_a_training_writes(trained: Path, data: Path) -> None:
     assert info.versions.keys() == {"numpy", "torch"}
 
     first, last = info.history
-    assert set(first) == {"epoch", "loss", "validation_accuracy", "validation_mac_cut", "seconds"}
-    assert set(last) == {*first, "test_accuracy", "test_mac_cut"}
-    lines = (trained / LOG).read_text().splitlines()
-    assert json.loads(lines[0]) == first
-    assert json.loads(lines[-1]) == last
+    measured = ("accuracy", "mac_cut", "open_fraction")
+    validation = {f"validation_{name}" for name in measured}
+    assert set(first) == {"epoch", "loss", *validation, "gates", "seconds"}
+    assert set(last) == {*first, *(f"test_{name}" for name in measured)}
+    assert first["gates"].keys() == gates_of(model).keys()
+    mean = np.mean(list(first["gates"].values()))
+    assert first["validation_open_fraction"] == pytest.approx(mean, abs=1e-4)
+    assert [json.loads(line) for line in (trained / LOG).read_text().splitlines()] == info.history
 
     # What the record says is what the checkpoint does.
     test = load_images(data, "test")
-    again = evaluate(model, test, plan_macs(model, (1, 28, 28)), prefix="test_")
+    again = evaluate(model, test, plan_macs(model, (1, 28, 28))).record("test_")
     assert again == {key: last[key] for key in again}
     assert not list(trained.glob(".*")), "temporary files are left"
 
@@ -144,7 +148,7 @@ def test_digits_are_not_mirrored(mirrored: bool) -> None:
     images[..., 4:] = 255
     classes = FASHION if mirrored else DIGITS
     data = LabelledImages(images, np.zeros(64, "int64"), classes)
-    made, _ = next(batches(data, 64, seed=0, epoch=0, shift=1))
+    made, _ = next(Batches(data, 64, seed=0, shift=1).epoch(0))
     lighter_left = made[..., :4].sum((1, 2, 3)) > made[..., 4:].sum((1, 2, 3))
     assert bool(lighter_left.any()) == mirrored
 

@@ -8,6 +8,7 @@
                           averaging in one file, for ``--resume``: it is of one epoch, whenever
                           the training was killed
 ``log.jsonl``             one line per epoch
+``log.csv``               the same numbers as a table
 ========================  ==========================================================================
 """
 
@@ -25,7 +26,7 @@ from tvm_dynprune.errors import CheckpointError, ModelError
 from tvm_dynprune.files import write_atomic
 from tvm_dynprune.nn.average import WeightAverage
 from tvm_dynprune.nn.insert import insert_gates
-from tvm_dynprune.nn.networks import NETWORKS, build_network
+from tvm_dynprune.nn.networks import NETWORKS, build_network, network_spec
 
 FORMAT = 1
 INFO, WEIGHTS, RESUME, LOG = (
@@ -38,7 +39,11 @@ INFO, WEIGHTS, RESUME, LOG = (
 
 @dataclass
 class CheckpointInfo:
-    """What a checkpoint says about its network and training; `gate` is None for a dense one."""
+    """What a checkpoint says about its network and training.
+
+    `gate` is None for a dense network; `input_shape` (C, H, W) is None in checkpoints of before it
+    was kept: the network's usual one.
+    """
 
     network: str
     classes: list[str]
@@ -47,10 +52,19 @@ class CheckpointInfo:
     gate: str | None
     group_size: int | None
     training: dict[str, Any]
+    input_shape: list[int] | None = None
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images it is for."""
+        if self.input_shape is None:
+            return network_spec(self.network).input_shape
+        channels, height, width = self.input_shape
+        return channels, height, width
 
     def build(self) -> nn.Module:
         """Return the network with fresh weights, with gates if it has any."""
@@ -96,8 +110,8 @@ def save_checkpoint(
     table = json.dumps(asdict(info), indent=1) + "\n"
     own = model.state_dict()
     parts = {"weights": own, "momentum": momentum, "average": average.values}
-    state = {f"{part}/{name}": v.contiguous() for part in parts for name, v in parts[part].items()}
-    weights = {name: v.contiguous() for name, v in (own | average.values).items()}
+    state = {f"{part}/{name}": _plain(v) for part in parts for name, v in parts[part].items()}
+    weights = {name: _plain(v) for name, v in (own | average.values).items()}
     try:
         with write_atomic(folder / RESUME) as path:
             save_file(state, path, {"info": table, "steps": str(average.steps)})
@@ -110,6 +124,10 @@ def save_checkpoint(
             f"{folder}: epoch {info.epoch} cannot be written ({error}); "
             f"{before if info.epoch > 1 else 'there is none before'}: make room, then --resume"
         ) from None
+
+
+def _plain(value: Tensor) -> Tensor:
+    return value.cpu().contiguous()
 
 
 def load_checkpoint(folder: Path) -> tuple[nn.Module, CheckpointInfo]:
@@ -176,7 +194,20 @@ def _parse_info(text: str, path: Path) -> CheckpointInfo:
         raise CheckpointError(
             f"{path}: network {info.network!r} is not one of {', '.join(NETWORKS)}"
         )
+    shape = info.input_shape
+    if shape is not None and not (
+        _is_shape(shape) and shape[0] == network_spec(info.network).input_shape[0]
+    ):
+        raise CheckpointError(f"{path}: damaged (input_shape {shape}); use another checkpoint")
     return info
+
+
+def _is_shape(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(isinstance(size, int) and size > 0 for size in value)
+    )
 
 
 def _load(path: Path, info: CheckpointInfo, weights: dict[str, Tensor]) -> nn.Module:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a network's kernels are expected to cost on a SoC, in terms of its gates' decisions."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ class LatencyTable:
     fixed: float
     layers: dict[str, dict[str, list[float]]]
 
-    def fraction(self, opened: Opened) -> Tensor:
+    def fraction(self, opened: Opened, mean: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Return the expected share of the dense cost, a differentiable scalar.
 
         A layer is computed by the algorithm that is cheapest for the whole batch, as the compiler
@@ -42,11 +42,17 @@ class LatencyTable:
         ----------
         opened
             Of every layer of the table, from `MacPlan.opened`.
+        mean
+            Applied to the mean costs of the batch, by which algorithms are chosen: where the batch
+            is one process's share, the mean over the processes.
         """
-        costs = [self._layer(name, *opened[name]) for name in self.layers]
-        return (torch.stack(costs).sum() + self.fixed) / self.dense
+        layers = [self._costs(name, *opened[name]) for name in self.layers]
+        costs = torch.cat(layers) if mean is None else mean(torch.cat(layers))
+        cheapest = [each.min().float() for each in costs.split([len(layer) for layer in layers])]
+        return (torch.stack(cheapest).sum() + self.fixed) / self.dense
 
-    def _layer(self, name: str, open_in: Tensor, open_out: Tensor) -> Tensor:
+    def _costs(self, name: str, open_in: Tensor, open_out: Tensor) -> Tensor:
+        """Mean cost of a layer over a batch, by algorithm."""
         first, second = open_in.mean(), open_out.mean()
         product = (open_in * open_out).mean()
         costs = []
@@ -54,4 +60,4 @@ class LatencyTable:
             interaction = whole - by_input - by_output + none
             cost = none + (by_input - none) * first + (by_output - none) * second
             costs.append(cost + interaction * product)
-        return torch.stack(costs).min().float()
+        return torch.stack(costs)

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is added to the task loss so that gates close."""
+"""What is added to the task loss so that gates close.
+
+With several processes losses belong to the whole batch, and gradients are to be averaged.
+"""
 
 import torch
 from torch import Tensor, nn
 
+from tvm_dynprune.nn.distributed import shared_max, shared_mean
 from tvm_dynprune.nn.gates import Gate, gates_of
 from tvm_dynprune.nn.latency import LatencyTable
 from tvm_dynprune.nn.macs import MacPlan
@@ -65,7 +69,7 @@ def expected_latency_fraction(model: nn.Module, plan: MacPlan, latency: LatencyT
 
     A differentiable scalar as `expected_mac_fraction` is, of costs in place of MACs.
     """
-    return latency.fraction(plan.opened(_masks(model)))
+    return latency.fraction(plan.opened(_masks(model)), shared_mean)
 
 
 def budget_loss(
@@ -78,14 +82,14 @@ def budget_loss(
     `expected_mac_fraction` and `expected_latency_fraction`.
     """
     if latency is None:
-        return (expected_mac_fraction(model, plan) - budget).square()
+        return (shared_mean(expected_mac_fraction(model, plan)) - budget).square()
     return (expected_latency_fraction(model, plan, latency) - budget).square()
 
 
 def floor_loss(model: nn.Module, floor: float) -> Tensor:
     """Sum over gates of (floor - mean open fraction) squared, where that is positive."""
     means = [switches.mean() for _, switches in _switches(model).values()]
-    return (floor - torch.stack(means)).clamp(min=0).square().sum()
+    return (floor - shared_mean(torch.stack(means))).clamp(min=0).square().sum()
 
 
 def stuck_loss(model: nn.Module, bound: float) -> Tensor:
@@ -108,7 +112,9 @@ def stuck_loss(model: nn.Module, bound: float) -> Tensor:
         Scalar, 0 with gradient 0 if no gate is stuck.
     """
     margins = [gate.margins for gate, _ in _switches(model).values() if gate.margins is not None]
-    nearest = torch.stack([torch.maximum(m.min(), -m.max()) for m in margins])
+    lowest = -shared_max(torch.stack([-m.min() for m in margins]))
+    highest = shared_max(torch.stack([m.max() for m in margins]))
+    nearest = torch.maximum(lowest, -highest)
     return (nearest - bound).clamp(min=0).sum()
 
 

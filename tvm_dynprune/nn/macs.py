@@ -282,9 +282,7 @@ def _device(masks: Mapping[str, Tensor]) -> torch.device | None:
     return next((mask.device for mask in masks.values()), None)
 
 
-def _executed(
-    layer: _Layer, open_in: State, needed: State, device: torch.device | None
-) -> Tensor:
+def _executed(layer: _Layer, open_in: State, needed: State, device: torch.device | None) -> Tensor:
     """MACs (N,) of one layer, or (1,) if nothing about it depends on a gate."""
     if layer.op is Op.DEPTHWISE:
         return _count(both(open_in, needed), layer.in_channels, device) * layer.cost

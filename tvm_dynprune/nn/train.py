@@ -5,10 +5,8 @@ import json
 import logging
 import math
 import time
-from dataclasses import asdict
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -18,22 +16,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvm_dynprune.data import LabelledImages, has_split, load_images
-from tvm_dynprune.errors import CheckpointError, UserError
+from tvm_dynprune.errors import UserError
 from tvm_dynprune.files import refuse_existing, remove
 from tvm_dynprune.nn.average import WeightAverage
-from tvm_dynprune.nn.batches import as_float, batches, evaluate, split
-from tvm_dynprune.nn.checkpoint import (
-    INFO,
-    LOG,
-    CheckpointInfo,
-    ResumeState,
-    load_resume_state,
-    read_info,
-    save_checkpoint,
-)
+from tvm_dynprune.nn.batches import Batches, split
+from tvm_dynprune.nn.checkpoint import INFO, read_info, save_checkpoint
 from tvm_dynprune.nn.config import ACCURATE_THRESHOLD, TrainConfig
-from tvm_dynprune.nn.gates import gates_of, set_thresholds
-from tvm_dynprune.nn.macs import plan_macs
+from tvm_dynprune.nn.device import CPU, autocast, find_device, mixed_precision, read_late
+from tvm_dynprune.nn.distributed import (
+    agreed,
+    average_statistics,
+    check_shares,
+    process_group,
+    rank,
+    replicate,
+    shared_mean,
+    touch_gates,
+    world_size,
+)
+from tvm_dynprune.nn.evaluate import evaluate, training_state
+from tvm_dynprune.nn.gates import set_thresholds
+from tvm_dynprune.nn.log import TrainingLog
 from tvm_dynprune.nn.networks import network_spec
 from tvm_dynprune.nn.optimizer import (
     make_optimizer,
@@ -42,37 +45,66 @@ from tvm_dynprune.nn.optimizer import (
     set_learning_rate,
 )
 from tvm_dynprune.nn.schedule import GateSchedule, accuracy_wanted
-from tvm_dynprune.nn.teacher import copy_weights, distillation_loss, load_teacher
+from tvm_dynprune.nn.start import start_training
+from tvm_dynprune.nn.teacher import distillation_loss
 
 logger = logging.getLogger(__name__)
 
+_LOOK = 30  # steps between looks at the gates, for the progress line; at threshold 0: 3 divides it
 
-def train(config: TrainConfig, out: Path, *, resume: bool = False, force: bool = False) -> None:
+
+def train(
+    config: TrainConfig,
+    out: Path,
+    *,
+    device: str = "auto",
+    tensorboard: bool = False,
+    resume: bool = False,
+    force: bool = False,
+) -> None:
     """Train a network and write a checkpoint after every epoch.
 
-    The same configuration gives the same weights, also when interrupted and resumed: whatever is
-    random in an epoch is drawn from (seed, epoch).
+    On a CPU the same configuration gives the same weights, also when interrupted and resumed:
+    whatever is random in an epoch is drawn from (seed, epoch). Started by ``torchrun``, the
+    processes share every batch, and the first of them writes.
+
+    Parameters
+    ----------
+    device
+        As for `find_device`.
+    tensorboard
+        Write ``out/tensorboard`` too.
 
     Raises
     ------
     OutputExistsError
         `out` exists, and neither `resume` nor `force` is given.
     DataError
-        The data is not there or has another image size than the network.
+        The data is not there or has images that the network does not take.
     CheckpointError
-        `resume` with no checkpoint, or one of another configuration.
+        `resume` with no checkpoint, or one of another configuration; or a full disk.
+    ToolError
+        `tensorboard` is not installed.
     UserError
-        The loss became NaN, or the user interrupted; the message says how to go on.
+        There is no such device, the loss became NaN, or the user interrupted; the message says how
+        to go on.
     """
-    if not resume:
-        refuse_existing(out, force=force)
-    trainer = _Trainer(config, out, resume=resume)
-    if not resume:
-        remove(out)
-    try:
-        trainer.run()
-    except KeyboardInterrupt:
-        raise UserError(_interrupted(config, out)) from None
+    place = find_device(device)
+    with process_group(place):
+        with agreed():
+            check_shares(config.batch_size)
+            if not resume and rank() == 0:
+                refuse_existing(out, force=force)
+            log = TrainingLog(out, tensorboard=tensorboard)
+            trainer = _Trainer(config, out, resume=resume, device=place, log=log)
+            if not resume and rank() == 0:
+                remove(out)
+        try:
+            trainer.run()
+        except KeyboardInterrupt:
+            raise UserError(_interrupted(config, out)) from None
+        finally:
+            trainer.replica = trainer.model  # or it would outlive the process group
 
 
 def _interrupted(config: TrainConfig, out: Path) -> str:
@@ -86,47 +118,54 @@ def _interrupted(config: TrainConfig, out: Path) -> str:
 
 
 class _Trainer:
-    def __init__(self, config: TrainConfig, out: Path, *, resume: bool) -> None:
-        self.config, self.out = config, out
-        shape = network_spec(config.network).input_shape
-        self.training, self.validation = split(
-            Path(config.data), shape, held=config.validation, batch_size=config.batch_size
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        *,
+        resume: bool,
+        device: torch.device = CPU,
+        log: TrainingLog | None = None,
+    ) -> None:
+        self.config, self.out, self.device = config, out, device
+        self.log = log or TrainingLog(out)
+        usual = network_spec(config.network).input_shape
+        training, self.validation = split(
+            Path(config.data), usual, held=config.validation, batch_size=config.batch_size
         )
-        self.info = _fresh_info(config, self.training.classes)
-        torch.manual_seed(config.seed)
-        start = config.start
-        self.teacher = None if start is None else load_teacher(Path(start), self.info)
-        state = _resumed(config, out) if resume else None
-        if state is None:
-            self.model = self.info.build()
-            _whiten(self.model, self.training)
-            if self.teacher is not None:
-                copy_weights(self.teacher, self.model)
-            for gate in gates_of(self.model).values():
-                gate.spread()
-        else:
-            self.model, self.info = state.model, state.info
-        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        start = start_training(config, training, out if resume else None)
+        self.info, self.plan = start.info, start.plan
+        self.teacher = None if start.teacher is None else start.teacher.to(device)
+        self.model = start.model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.replica = self.model
         self.optimizer = make_optimizer(self.model, config)
         self.average = WeightAverage(self.model, config.average)
-        if state is not None:
-            restore_momentum(self.model, self.optimizer, state.momentum)
-            self.average.restore(state.average, state.steps)
-        self.plan = plan_macs(self.model, shape)
+        if start.state is not None:
+            restore_momentum(self.model, self.optimizer, start.state.momentum)
+            self.average.restore(start.state.average, start.state.steps)
         self.schedule = GateSchedule(self.plan, **_gate_options(config))
-        self.steps_per_epoch = len(self.training) // config.batch_size
+        self.batches = Batches(
+            training, config.batch_size, seed=config.seed, shift=config.shift, device=device
+        )
+        self.precision = mixed_precision(device) if config.bf16 else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
+        self.gates_now: tuple[float, float] | None = None
 
     def run(self) -> None:
         """Train the epochs that are left, then evaluate on the test images if there are any."""
+        self.replica = replicate(self.model, self.device)
+        if rank() == 0:
+            kind = str(self.precision or torch.float32).removeprefix("torch.")
+            logger.info("training on %s in %s, processes: %s", self.device, kind, world_size())
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        total = self.config.epochs * self.steps_per_epoch
-        with Progress(*columns) as progress:
-            done = self.info.epoch * self.steps_per_epoch
+        total = self.config.epochs * len(self.batches)
+        with Progress(*columns, disable=rank() > 0) as progress:
+            done = self.info.epoch * len(self.batches)
             task = progress.add_task("training", total=total, completed=done)
             for epoch in range(self.info.epoch, self.config.epochs):
                 started = time.perf_counter()
@@ -141,72 +180,97 @@ class _Trainer:
             test = load_images(Path(self.config.data), "test", classes=self.info.classes)
             self._finish_epoch(self._last() | self._evaluate(test, "test"))
 
-    def _evaluate(self, data: LabelledImages, name: str) -> dict[str, float]:
+    def _evaluate(self, data: LabelledImages, name: str) -> dict[str, Any]:
         """Measure the averaged weights at threshold 0 and, if trained for it, at the lowest."""
+        arguments = data, self.plan, self.config.latency
         with self.average.applied(self.model):
-            latency = self.config.latency
-            record = evaluate(self.model, data, self.plan, f"{name}_", latency)
+            found = evaluate(self.model, *arguments)
+            record: dict[str, Any] = found.record(f"{name}_")
             if self.config.accurate_budget is not None:
                 set_thresholds(self.model, ACCURATE_THRESHOLD)
-                record |= evaluate(self.model, data, self.plan, f"{name}_accurate_", latency)
+                record |= evaluate(self.model, *arguments).record(f"{name}_accurate_")
                 set_thresholds(self.model, 0.0)
+        if name == "validation" and found.gates:
+            record["gates"] = {gate: round(share, 4) for gate, share in found.gates.items()}
         return record
 
-    def _last(self) -> dict:
+    def _last(self) -> dict[str, Any]:
         return self.info.history[-1] if self.info.history else {}
 
-    def _finish_epoch(self, record: dict) -> None:
-        """Add a record to history and log, and write the checkpoint."""
+    def _finish_epoch(self, record: dict[str, Any]) -> None:
+        """Add a record to the history, and write checkpoint and logs."""
         self.info.history = [r for r in self.info.history if r["epoch"] != record["epoch"]]
         self.info.history.append(record)
         self.info.epoch = record["epoch"]
-        momentum = read_momentum(self.model, self.optimizer)
-        save_checkpoint(self.out, self.model, self.info, momentum, self.average)
-        with (self.out / LOG).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
-        logger.info("%s", json.dumps(record))
+        with agreed():
+            if rank() == 0:
+                momentum = read_momentum(self.model, self.optimizer)
+                save_checkpoint(self.out, self.model, self.info, momentum, self.average)
+                self.log.write(self.info.history)
+                logger.info("%s", json.dumps({k: v for k, v in record.items() if k != "gates"}))
 
-    def _epoch(self, epoch: int, advance) -> float:
+    def _epoch(self, epoch: int, advance: Callable[[str], None]) -> float:
+        """Train one epoch and return its mean loss; `advance` is told of every step."""
         config, losses = self.config, []
-        torch.manual_seed(config.seed * 10_007 + epoch)  # dropout draws from this generator
-        order = {"seed": config.seed, "epoch": epoch, "shift": config.shift}
-        data = batches(self.training, config.batch_size, **order)
+        # Dropout and gates draw from this generator; processes draw differently.
+        torch.manual_seed(config.seed * 10_007 + epoch + 1_000_003 * rank())
         self.model.train()
-        for step, (images, labels) in enumerate(data):
-            done = (epoch * self.steps_per_epoch + step) / (config.epochs * self.steps_per_epoch)
-            loss = self._step(images, labels, done, accuracy_wanted(step))
+        for step, loss in enumerate(read_late(self._steps(epoch))):
             if not math.isfinite(loss):
                 raise UserError(
                     f"loss is {loss} in epoch {epoch + 1}, step {step + 1}"
                     f"{_first_bad(self.model)}: train with a smaller --learning-rate"
                 )
             losses.append(loss)
-            advance(f"epoch {epoch + 1}/{config.epochs}  loss {np.mean(losses[-50:]):.3f}")
+            advance(self._describe(epoch, float(np.mean(losses[-50:]))))
         return float(np.mean(losses))
 
-    def _step(self, images: Tensor, labels: Tensor, done: float, accurate: float = 0.0) -> float:
+    def _describe(self, epoch: int, loss: float) -> str:
+        parts = [f"epoch {epoch + 1}/{self.config.epochs}", f"loss {loss:.3f}"]
+        if self.info.history:
+            parts.append(f"accuracy {self._last()['validation_accuracy']:.1%}")
+        if self.gates_now is not None:
+            parts.append("open {:.0%}  MACs {:.0%}".format(*self.gates_now))
+        return "  ".join(parts)
+
+    def _steps(self, epoch: int) -> Iterator[Tensor]:
+        """Take the steps of an epoch; yield the loss of each."""
+        config = self.config
+        for step, (images, labels) in enumerate(self.batches.epoch(epoch)):
+            done = (epoch * len(self.batches) + step) / (config.epochs * len(self.batches))
+            loss = self._step(images, labels, done, accuracy_wanted(step))
+            if config.gate is not None and step % _LOOK == 0:
+                is_open = done < config.warm_up
+                self.gates_now = (1, 1) if is_open else training_state(self.model, self.plan)
+            yield loss
+
+    def _step(self, images: Tensor, labels: Tensor, done: float, accurate: float = 0.0) -> Tensor:
         """Take one step after the share `done` of the training; return its loss."""
         config = self.config
         self.schedule.set(self.model, done, accurate)
         set_learning_rate(self.optimizer, config.learning_rate, done)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-            logits = self.model(images)
+        with autocast(self.device, self.precision):
+            logits = self.replica(images)
         loss = self._task_loss(images, labels, logits.float())
         if config.gate is not None:
             loss = loss + self.schedule.loss(self.model)
+        if world_size() > 1:
+            loss = loss + touch_gates(self.model)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        average_statistics(self.model)
         self.schedule.finish(self.model)
         self.average.update(self.model)
-        return float(loss.detach())
+        return shared_mean(loss.detach())
 
     def _task_loss(self, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
         config = self.config
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         if self.teacher is None or config.distill == 0:
             return loss
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+        with torch.no_grad(), autocast(self.device, self.precision):
             wanted = self.teacher(images).float()
         return torch.lerp(loss, distillation_loss(logits, wanted), config.distill)
 
@@ -216,45 +280,6 @@ def _gate_options(config: TrainConfig) -> dict[str, Any]:
         "budget accurate_budget latency gain gate_weight floor stuck_weight warm_up anneal slope"
     )
     return {name: getattr(config, name) for name in names.split()}
-
-
-def _whiten(model: nn.Module, training: LabelledImages) -> None:
-    """Whiten the stem of a network that has one for it."""
-    if callable(whiten := getattr(model, "whiten", None)):
-        whiten(as_float(torch.from_numpy(training.images[:5000])))
-
-
-def _fresh_info(config: TrainConfig, classes: tuple[str, ...]) -> CheckpointInfo:
-    spec = network_spec(config.network)
-    return CheckpointInfo(
-        network=config.network,
-        classes=list(classes),
-        mean=list(spec.mean),
-        std=list(spec.std),
-        gate=config.gate,
-        group_size=None if config.gate is None else config.group_size,
-        training={**asdict(config), "slope": list(config.slope)},
-        versions={name: version(name) for name in ("torch", "numpy")},
-    )
-
-
-def _resumed(config: TrainConfig, out: Path) -> ResumeState:
-    state = load_resume_state(out)
-    saved = state.info.training
-    wanted = _fresh_info(config, tuple(state.info.classes)).training
-    movable = ("data", "start")  # folders may have another name by now
-    different = [k for k in wanted if k not in movable and wanted[k] != saved.get(k)]
-    if different:
-        key = different[0]
-        raise CheckpointError(
-            f"{out}: was trained with {key} = {_short(saved.get(key))}, not "
-            f"{_short(wanted[key])}; resume with the same options"
-        )
-    return state
-
-
-def _short(value: object) -> str:
-    return shorten(str(value), 60, placeholder=" …")
 
 
 def _first_bad(model: nn.Module) -> str:
