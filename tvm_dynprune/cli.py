@@ -58,13 +58,20 @@ def _options(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("dynprune-demo"),
     lowering: Lowering = "indexed",
+    data: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder with CIFAR-10: measure the shipped CIFAR-10 network too."),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Compile the shipped gated network, run 1,000 real images, write the report."""
     from tvm_dynprune.demo import run_demo
+    from tvm_dynprune.tables import demo_table
 
-    result = run_demo(out, lowering=_lowering(lowering), force=force)
+    result, second = run_demo(out, lowering=_lowering(lowering), cifar10=data, force=force)
     _show(result, None)
+    if second:
+        _console().print(demo_table(second))
     _console().print(f"report: {out / 'report.html'}")
 
 

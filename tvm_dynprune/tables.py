@@ -55,6 +55,30 @@ def points_table(manifest: Any) -> Table:
     return table
 
 
+def demo_table(results: list[dict[str, Any]]) -> Table:
+    """Operating points of the CIFAR-10 network, as `run_cifar10` measured them."""
+    first = results[0]
+    table = Table(
+        title=f"{first['network']} on {first['soc']}: {first['images_all']} {first['split']} "
+        f"images of CIFAR-10, the first {first['images']} of them timed"
+    )
+    for column in ("point", "accuracy", "MAC cut", "dense ms", "gated ms", "speed-up", "realised"):
+        table.add_column(column, justify="left" if column == "point" else "right")
+    for result in results:
+        gated, dense = (np.median(result[key]) for key in ("latency_ms", "latency_dense_ms"))
+        realised = result["realised_fraction"]
+        table.add_row(
+            result["point"],
+            f"{result['accuracy_all']:.2%}",
+            f"{result['mac_cut']:.1%}",
+            f"{dense:.3f}",
+            f"{gated:.3f}",
+            f"{dense / gated:.2f}×",
+            "–" if realised is None else f"{realised:.2f}",
+        )
+    return table
+
+
 def bench_table(result: dict[str, Any]) -> Table:
     """The headline of a "bench" measurement."""
     threads = f", {result['threads']} thread(s)" if result["threads"] else ""

@@ -43,6 +43,13 @@ def test_round_trip(model: nn.Module, exported: Path, batch: int) -> None:
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
 
 
+def test_a_file_holds_no_path_of_this_machine(model: nn.Module, tmp_path: Path) -> None:
+    write_exported(model, (1, 28, 28), tmp_path / "model.onnx")
+    content = (tmp_path / "model.onnx").read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in content
+    assert b'File "' not in content
+
+
 def test_existing_output(model: nn.Module, tmp_path: Path) -> None:
     out = tmp_path / "a.pt2"
     out.write_text("precious")

@@ -85,5 +85,7 @@ def write_onnx(
         exported = torch.onnx.export(program, dynamo=True, verbose=False)
     assert exported is not None
     exported.model.metadata_props.update(metadata or {})
+    for node in exported.model.graph:
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # paths of this machine
     with write_atomic(out) as path:
         exported.save(path, external_data=False)
