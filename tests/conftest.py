@@ -18,6 +18,9 @@ from tvm_dynprune.soc import load_soc
 
 IMAGE = (1, 12, 12)
 
+# Tests run on all cores at once (scripts/test): threads of trainings would wait for each other.
+torch.set_num_threads(1)
+
 
 class SmallNetwork(nn.Module):
     """Three convolutions, two of which `insert_gates` gates."""
