@@ -83,7 +83,7 @@ class _Scope:
     ) -> tuple[Expr, list[Var]]:
         """One branch of the ``If`` bound to `var`, and its variables in order."""
         inside = _bindings(branch)
-        sunk = self._only_read_by(var, branch, {*operands(condition), *operands(other)})
+        sunk = self._only_read_by(var, {*operands(condition), *operands(other)})
         if not sunk:
             return branch, list(inside)
         self.has_sunk = True
@@ -95,8 +95,8 @@ class _Scope:
         function = relax.utils.copy_with_new_vars(self.builder.normalize(function))
         return Call(self.builder.add_func(function, "branch"), params), scope.order
 
-    def _only_read_by(self, conditional: Var, branch: Expr, others: set[Var]) -> Bindings:
-        """Take out the bindings that nobody needs but a branch of the ``If``."""
+    def _only_read_by(self, conditional: Var, others: set[Var]) -> Bindings:
+        """Take out what nobody needs but one branch of the ``If``; `others` it reads elsewhere."""
         users: dict[Var, set[Var]] = {}
         for var, value in self.bindings.items():
             for read in operands(value):
@@ -113,7 +113,7 @@ def _rebuilt(builder: relax.BlockBuilder, func: relax.Function, scope: _Scope) -
     body = relax.SeqExpr([_block(scope.bindings)], func.body.body)
     rebuilt = relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs)
     if KERNEL_CALLS in (func.attrs or {}):
-        names = [name for name in _names_in_order(builder.get(), func)]
+        names = _names_in_order(builder.get(), func)
         calls = dict(zip(names, json.loads(str(func.attrs[KERNEL_CALLS])), strict=True))
         ordered = [calls[name] for name in scope.order if name in calls]
         rebuilt = rebuilt.with_attr(KERNEL_CALLS, json.dumps(ordered))
