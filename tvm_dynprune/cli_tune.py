@@ -212,3 +212,16 @@ def prune(
 
     before, after = prune_log(log, keep)
     print(f"{log}: {after} of {before} records kept")
+
+
+@app.command()
+def merge(
+    logs: Annotated[list[Path], typer.Argument(help="Folders that tune wrote, of one target.")],
+    out: Annotated[Path, typer.Option(help="Log to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace --out.")] = False,
+) -> None:
+    """Make one log of several: of other networks, machines or nights."""
+    from tvm_dynprune.tune.merge import merge_logs
+
+    trials, records = merge_logs(logs, out, force=force)
+    print(f"{out}: {trials} trials, {records} records")

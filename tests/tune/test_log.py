@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.tune.samples import HOST, convolution, info, task_for
-from tvm_dynprune.errors import LogError
+from tvm_dynprune.errors import LogError, OutputExistsError
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.tune.curve import tuning_curve
@@ -20,6 +20,7 @@ from tvm_dynprune.tune.log import (
     read_info,
     read_trials,
 )
+from tvm_dynprune.tune.merge import merge_logs
 from tvm_dynprune.tune.space import own_choice, schedule_spaces
 
 TASK = task_for(convolution(), "a", "b")
@@ -129,3 +130,38 @@ def test_pruning_keeps_the_best_records_and_all_trials(folder):
     log = TuningLog(folder, info())
     assert log.find(TASK, SLOW) is not None
     log.close()
+
+
+def test_a_merged_log_has_each_trial_once_and_the_best_of_all(folder, tmp_path):
+    second = TuningLog(tmp_path / "second", info(network="another", seed=7))
+    second.append(TASK, NEW, [5e-4], None)
+    second.append(OTHER, own_choice(OTHER), [6e-3], None)
+    second.close()
+    both, merged = [folder, tmp_path / "second"], tmp_path / "merged"
+    assert merge_logs([*both, folder], merged) == (6, 5)
+    best = read_best(merged)
+    assert best[workload_key(TASK.spec)].schedule.tile == NEW.tile
+    assert best[workload_key(OTHER.spec)].expected_s == pytest.approx(5e-3)
+    assert read_info(merged).network == "net+another"
+    times = [trial.at_s for trial in read_trials(merged)]
+    assert times == sorted(times)
+
+
+def test_logs_that_say_nothing_about_each_other_are_not_merged(folder, tmp_path):
+    arm = {"mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}
+    for name, change, message in (
+        ("arm", {"target": arm}, "tune for this SoC"),
+        ("emulated", {"unit": "instructions"}, "a log of instructions, .* is one of seconds"),
+    ):
+        TuningLog(tmp_path / name, info(**change)).close()
+        with pytest.raises(LogError, match=message):
+            merge_logs([folder, tmp_path / name], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    with pytest.raises(LogError, match="no tuning log"):
+        merge_logs([folder, tmp_path / "nothing"], tmp_path / "merged")
+
+
+def test_an_existing_log_is_not_replaced_by_a_merge(folder):
+    with pytest.raises(OutputExistsError, match="exists"):
+        merge_logs([folder], folder)
+    assert len(list(read_trials(folder))) == 4

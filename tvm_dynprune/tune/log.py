@@ -208,7 +208,7 @@ def read_best(folder: Path) -> dict[str, Best]:
     """
     read_info(folder)
     best: dict[str, Best] = {}
-    with _database(folder) as database:
+    with open_database(folder) as database:
         for record in database.get_all_tuning_records():
             schedule = TvmSchedule(record.workload.mod)
             record.trace.apply_to_schedule(schedule, remove_postproc=False)
@@ -231,7 +231,7 @@ def prune_log(folder: Path, keep: int) -> tuple[int, int]:
         There is no log.
     """
     read_info(folder)
-    with _database(folder) as database, tempfile.TemporaryDirectory() as name:
+    with open_database(folder) as database, tempfile.TemporaryDirectory() as name:
         pruned = ms.database.JSONDatabase(work_dir=name)
         records = database.get_all_tuning_records()
         for workload in {task_of(r.workload.mod).to_json(): r.workload for r in records}.values():
@@ -245,7 +245,7 @@ def prune_log(folder: Path, keep: int) -> tuple[int, int]:
 
 
 @contextmanager
-def _database(folder: Path) -> Iterator[ms.database.JSONDatabase]:
+def open_database(folder: Path) -> Iterator[ms.database.JSONDatabase]:
     """The database of a log as it is, without a torn last line."""
     with tempfile.TemporaryDirectory() as name:
         for file in _DATABASE:
