@@ -232,6 +232,11 @@ def test_fewer_images_than_one_batch(data: Path, tmp_path: Path) -> None:
         train(config(data, batch_size=64), tmp_path / "out")
 
 
+def test_a_batch_of_one_image_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="batch norm needs 2 images or more in each process"):
+        train(config(data, batch_size=1), tmp_path / "checkpoint")
+
+
 def test_gradients_reach_every_gate(data: Path, tmp_path: Path) -> None:
     trainer = _Trainer(config(data), tmp_path / "out", resume=False)
     images = torch.rand(8, 1, 28, 28)

@@ -76,11 +76,16 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def check_shares(batch_size: int) -> None:
-    """Raise UserError if the processes cannot have equal shares of a batch."""
+    """Raise UserError if processes cannot have equal shares of a batch, of two images or more."""
     if batch_size % world_size():
         raise UserError(
             f"--batch-size {batch_size}: {world_size()} processes cannot have equal shares of it; "
             f"give a multiple of {world_size()}"
+        )
+    if batch_size // world_size() < 2:  # of a 1x1 plane one image has no variance
+        raise UserError(
+            f"--batch-size {batch_size}: batch norm needs 2 images or more in each process; "
+            f"give {2 * world_size()} or more"
         )
 
 
