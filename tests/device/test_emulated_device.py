@@ -84,7 +84,7 @@ def test_computes_what_the_host_does(bundle, demo, sample, page_bytes) -> None:
                 assert there.self_test().ok
                 with pytest.raises(DeviceBusyError, match="1 under key 'phone', none free"):
                     connect(tracker=place, key="phone")
-            assert tracked_devices(place) == {"phone": (1, 0)}
+                assert tracked_devices(place) == {"phone": (1, 0)}
             with pytest.raises(DeviceError, match="nothing under key 'tablet': it has phone"):
                 connect(tracker=place, key="tablet")
             with connect(tracker=place, key="phone", wait_s=20):
