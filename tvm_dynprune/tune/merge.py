@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from tvm.s_tir import meta_schedule as ms
 
@@ -38,14 +37,13 @@ def merge_logs(folders: Sequence[Path], out: Path, *, force: bool = False) -> tu
         `out` exists and `force` is false.
     """
     infos = [read_info(folder) for folder in folders]
-    for folder, info in zip(folders[1:], infos[1:], strict=True):
+    for folder, info in zip(folders, infos, strict=True):
         check_info(folder, info, infos[0].target)
         if info.unit != infos[0].unit:
             raise LogError(
                 f"{folder}: a log of {info.unit}, {folders[0]} is one of {infos[0].unit}: "
                 "they say nothing about each other"
             )
-    check_info(folders[0], infos[0], infos[0].target)
     trials = _in_sequence(list(read_trials(folder)) for folder in folders)
     with write_folder_atomic(out, force=force) as folder:
         merged = json.dumps(asdict(_merged(infos)), indent=1)
@@ -87,12 +85,7 @@ def _merge_databases(folders: Sequence[Path], out: Path) -> int:
                 module = record.workload.mod
                 measured = task_of(module).to_json(), str(record.as_json())
                 if measured not in seen:
-                    merged.commit_tuning_record(_moved(record, merged.commit_workload(module)))
+                    merged.commit_workload(module)
+                    merged.commit_tuning_record(record)
                 seen.add(measured)
     return len(merged)
-
-
-def _moved(record: Any, workload: Any) -> Any:
-    return ms.database.TuningRecord(
-        record.trace, workload, record.run_secs, record.target, record.args_info
-    )
