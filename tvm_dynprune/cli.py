@@ -121,7 +121,7 @@ def compile_command(
             out,
             lowering=_lowering(lowering),
             calibration=images,
-            schedules=_schedules(log, target, lowering),
+            tuned=_tuned(log, target, lowering),
             strict=strict,
             force=force,
             dump_ir=dump_ir,
@@ -312,9 +312,9 @@ def bench(
                 gating = Gating(group_size, open_fraction, mac_cut, seed)
                 forced = force_gates(what, gating, inputs)
                 out = Path(folder) / "artifact"
-                schedules = _schedules(log, load_soc(soc), lowering)
+                tuned = _tuned(log, load_soc(soc), lowering)
                 artifact = compile_forced(
-                    forced, out, soc=soc, lowering=_lowering(lowering), schedules=schedules
+                    forced, out, soc=soc, lowering=_lowering(lowering), tuned=tuned
                 )
         batch, *size = artifact.manifest.input_shape
         images = (
@@ -422,16 +422,17 @@ def _lowering(name: str) -> str:
     return name
 
 
-def _schedules(log: Path | None, soc: Any, lowering: str) -> dict[str, Any] | None:
-    """`workload_key` → the best schedule of a tuning log for a SoC."""
+def _tuned(log: Path | None, soc: Any, lowering: str) -> dict[str, Any] | None:
+    """What a tuning log says of kernels on a SoC."""
     if log is None:
         return None
     if lowering != "auto":
         raise UserError(f"--log is for --lowering auto: {lowering} has schedules of its own")
-    from tvm_dynprune.tune.log import check_info, read_best, read_info
+    from tvm_dynprune.tune.log import check_info, read_info
+    from tvm_dynprune.tune.open_cost import read_tuned
 
     check_info(log, read_info(log), dict(soc.target))
-    return {workload: best.schedule for workload, best in read_best(log).items()}
+    return read_tuned(log)
 
 
 def _console() -> Any:

@@ -17,7 +17,7 @@ from tvm_dynprune.device.linker import link_library
 from tvm_dynprune.doctor import find_compiler
 from tvm_dynprune.errors import ModelError, NotLoweredError, ToolError, UnusableGateError
 from tvm_dynprune.files import refuse_existing, sha256, write_folder_atomic
-from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.kernels.tuned import TunedKernel
 from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.choose_algorithm import choices_of
 from tvm_dynprune.passes.dataflow import Dataflow, shape_of
@@ -95,7 +95,7 @@ def compile(
     *,
     lowering: str = "auto",
     calibration: np.ndarray | None = None,
-    schedules: Mapping[str, Schedule] | None = None,
+    tuned: Mapping[str, TunedKernel] | None = None,
     strict: bool = False,
     force: bool = False,
     dump_ir: Path | None = None,
@@ -115,8 +115,8 @@ def compile(
         "auto", "dense", "if" or "indexed"; see `ChooseLowering`.
     calibration
         Images (N, C, H, W) float32 on which "auto" measures how much each layer's gates leave open.
-    schedules
-        Of tuned kernels, by `workload_key`: what `tune.log.read_best` found in a log.
+    tuned
+        What `tune.open_cost.read_tuned` found in a log.
     strict
         A multiplication that looks like a gate and cannot be used is an error.
     force
@@ -142,7 +142,7 @@ def compile(
     with pipeline.pass_context(dump_ir, timer):
         simplified = tvm.transform.Sequential(pipeline.simplify_passes())(model.mod)
         unused = _unused_gates(simplified, strict=strict)
-        annotated, chosen, _ = _choose(model, simplified, soc, lowering, calibration, schedules)
+        annotated, chosen, _ = _choose(model, simplified, soc, lowering, calibration, tuned)
         lowered = pipeline.lower(chosen, soc)
         executable = pipeline.build(lowered, soc)
     manifest = replace(
@@ -201,7 +201,7 @@ def _choose(
     soc: Soc,
     lowering: str,
     images: np.ndarray | None,
-    schedules: Mapping[str, Schedule] | None,
+    tuned: Mapping[str, TunedKernel] | None,
 ) -> tuple[tvm.IRModule, tvm.IRModule, Calibration | None]:
     """The annotated module, the same with its kernels chosen, and what was measured for that."""
     annotated = pipeline.annotate(simplified)
@@ -209,7 +209,7 @@ def _choose(
     if images is not None and lowering == "auto":
         measured = _calibrate(model, annotated, images)
     products = None if measured is None else measured.open_products()
-    chosen = pipeline.choose(annotated, soc, lowering, products, schedules)
+    chosen = pipeline.choose(annotated, soc, lowering, products, tuned)
     return annotated, chosen, measured
 
 

@@ -5,6 +5,7 @@ import tvm
 from tests.passes.graphs import CASES
 from tests.passes.util import Graph, assert_promises, assert_unchanged, composites, sequence
 from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.kernels.tuned import OpenCost, TunedKernel
 from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.passes.annotate_open import AnnotateOpen
 from tvm_dynprune.passes.apply_schedules import ApplySchedules
@@ -33,7 +34,7 @@ def keys(mod: tvm.IRModule) -> dict[str, str]:
 
 def test_a_tuned_kernel_gets_its_schedule_and_the_others_stay():
     before = chosen()
-    pass_ = ApplySchedules(TARGET, {keys(before)["second"]: TUNED})
+    pass_ = ApplySchedules(TARGET, {keys(before)["second"]: TunedKernel(TUNED)})
     after = assert_promises(pass_, before)
     attrs = {str(f.attrs["layer"]): f.attrs for f in composites(after).values()}
     tuned = [layer for layer, key in keys(before).items() if key == keys(before)["second"]]
@@ -49,14 +50,14 @@ def test_a_tuned_kernel_gets_its_schedule_and_the_others_stay():
 
 def test_a_kernel_is_known_by_what_it_computes_not_by_its_schedule():
     before = chosen()
-    after = ApplySchedules(TARGET, dict.fromkeys(keys(before).values(), TUNED))(before)
+    after = ApplySchedules(TARGET, dict.fromkeys(keys(before).values(), TunedKernel(TUNED)))(before)
     assert keys(after) == keys(before)
 
 
 @pytest.mark.parametrize("lowering", ["if", "indexed"])
 def test_branches_and_kernels_that_nobody_tuned_are_left_alone(lowering):
     mod = chosen(lowering=lowering)
-    wanted = {} if lowering == "indexed" else dict.fromkeys(keys(mod).values(), TUNED)
+    wanted = {} if lowering == "indexed" else dict.fromkeys(keys(mod).values(), TunedKernel(TUNED))
     gated = [spec for _, spec in module_specs(mod, TARGET) if spec.visit == "group"]
     assert bool(gated) == (lowering == "if")
     if lowering == "indexed":
@@ -65,3 +66,50 @@ def test_branches_and_kernels_that_nobody_tuned_are_left_alone(lowering):
         after = ApplySchedules(TARGET, wanted)(mod)
         groups = [s for _, s in module_specs(after, TARGET) if s.visit == "group"]
         assert groups == gated
+
+
+def costs(**seconds: tuple[float, float, float, float]) -> tuple[OpenCost, ...]:
+    """Costs by ``<lowering>_<algorithm>``."""
+    names = {name: name.split("_", 1) for name in seconds}
+    return tuple(
+        OpenCost(lowering, TUNED if algorithm == "winograd_2" else Schedule(algorithm), c, 0.02)
+        for name, c in seconds.items()
+        for lowering, algorithm in [names[name]]
+    )
+
+
+@pytest.mark.parametrize(
+    ("product", "lowering", "algorithm"),
+    [
+        (0.05, "indexed", "direct"),  # next to no transforms to pay for
+        (0.5, "indexed", "winograd_2"),
+        (0.98, "dense", "winograd_2"),  # lists cost more than they save
+        (None, "indexed", "winograd_2"),  # without calibration what was best when tuning
+    ],
+)
+def test_fitted_times_decide_at_the_open_fractions_of_calibration(product, lowering, algorithm):
+    before = chosen("layers_in_a_row")
+    layer = next(c.layer for c, s in module_specs(before, TARGET) if s.open_in and s.visit != "all")
+    kernel = TunedKernel(
+        TUNED,
+        costs(
+            indexed_direct=(1e-6, 0, 0, 1e-7),
+            indexed_winograd_2=(9e-6, 2e-7, 2e-7, 5e-8),
+            dense_winograd_2=(9e-5, 0, 0, 0),
+        ),
+    )
+    products = {} if product is None else {layer: product}
+    pass_ = ApplySchedules(TARGET, {keys(before)[layer]: kernel}, products)
+    after = assert_promises(pass_, before)
+    (attrs,) = [f.attrs for f in composites(after).values() if str(f.attrs["layer"]) == layer]
+    assert (attrs["lowering"], attrs["algorithm"]) == (lowering, algorithm)
+    choices = {c.layer: c for c in choices_of(after["main"], dict(after.functions_items()))}
+    assert ("fitted: indexed direct" in choices[layer].reason) == (product is not None)
+
+
+def test_what_was_best_in_tuning_stays_if_another_is_not_surely_faster():
+    slightly = costs(indexed_direct=(0.97e-4, 0, 0, 0), indexed_winograd_2=(1e-4, 0, 0, 0))
+    assert TunedKernel(TUNED, slightly).choose(8, 8) == ("indexed", TUNED)
+    clearly = costs(indexed_direct=(0.9e-4, 0, 0, 0), indexed_winograd_2=(1e-4, 0, 0, 0))
+    assert TunedKernel(TUNED, clearly).choose(8, 8) == ("indexed", Schedule("direct"))
+    assert TunedKernel(TUNED).choose(8, 8) == ("indexed", TUNED)

@@ -12,6 +12,7 @@ from tvm_dynprune import cli_tune
 from tvm_dynprune.compiler import choose_kernels, load_model
 from tvm_dynprune.errors import UserError
 from tvm_dynprune.files import sha256
+from tvm_dynprune.kernels.tuned import TunedKernel
 from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.conv2d_spec import kernel_target, module_specs
@@ -58,8 +59,8 @@ def test_the_kernels_are_those_that_were_recorded(log: Path, onnx_file: Path) ->
     soc, best = load_soc("host"), read_best(log)
     model = load_model(onnx_file)
     chosen, _ = choose_kernels(model, soc, None)
-    schedules = {workload: one.schedule for workload, one in best.items()}
-    tuned = pipeline.choose(pipeline.annotate(model.mod), soc, schedules=schedules)
+    kernels = {workload: TunedKernel(one.schedule) for workload, one in best.items()}
+    tuned = pipeline.choose(pipeline.annotate(model.mod), soc, tuned=kernels)
     before = {workload_key(spec) for _, spec in module_specs(chosen, kernel_target(soc), ["main"])}
     assert before == best.keys()
     for _, spec in module_specs(tuned, kernel_target(soc), ["main"]):

@@ -13,7 +13,7 @@ import numpy as np
 from tvm_dynprune.bench.inputs import random_images
 from tvm_dynprune.compiler import Model, compile
 from tvm_dynprune.errors import ToolError
-from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.kernels.tuned import TunedKernel
 from tvm_dynprune.runtime import Artifact
 from tvm_dynprune.soc import load_soc
 
@@ -80,12 +80,12 @@ def compile_forced(
     *,
     soc: str,
     lowering: str,
-    schedules: Mapping[str, Schedule] | None = None,
+    tuned: Mapping[str, TunedKernel] | None = None,
 ) -> Artifact:
     """Compile the gated network, calibrated on its images, and with it the dense one."""
     target, model = load_soc(soc), forced_model(forced)
     images = forced.images
-    return compile(model, target, out, lowering=lowering, calibration=images, schedules=schedules)
+    return compile(model, target, out, lowering=lowering, calibration=images, tuned=tuned)
 
 
 def forced_model(forced: Forced) -> Model:

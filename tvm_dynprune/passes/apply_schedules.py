@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ApplySchedules: give each convolution the schedule that tuning found for it.
+"""ApplySchedules: give each convolution what tuning found for it.
 
 A kernel is looked up by what it computes (`kernels.workload`); the schedule is set as attribute
-``schedule``, and its algorithm as ``algorithm``. Kernels that were not tuned stay as they are.
+``schedule``, and its algorithm as ``algorithm``. Where tuning also measured time against open
+channels, calibration's open fractions may fall on the other side of a break-even than those that
+were tuned for: then algorithm and ``lowering`` are those that `TunedKernel.choose` predicts to be
+fastest. Predicted milliseconds stand in ``fitted``, for ``--explain``. Kernels that were not tuned
+stay as they are.
 Needs ChooseAlgorithm before it; feeds LowerKernels.
 """
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import tvm
 
-from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.kernels.conv2d import Conv2d
+from tvm_dynprune.kernels.tuned import TunedKernel
 from tvm_dynprune.kernels.workload import workload_key
+from tvm_dynprune.passes.composite import CompositeCall
 from tvm_dynprune.passes.conv2d_spec import KernelTarget, is_tunable, module_specs
 
 
@@ -23,22 +31,56 @@ class ApplySchedules:
     ----------
     target
         What kernels depend on of a SoC.
-    schedules
-        `workload_key` → its best schedule.
+    tuned
+        `workload_key` → what tuning found.
+    open_products
+        Layer name → mean of open_in * open_out over calibration inputs, between 0 and 1.
     """
 
-    def __init__(self, target: KernelTarget, schedules: Mapping[str, Schedule]) -> None:
-        self.target, self.schedules = target, dict(schedules)
+    def __init__(
+        self,
+        target: KernelTarget,
+        tuned: Mapping[str, TunedKernel],
+        open_products: Mapping[str, float] | None = None,
+    ) -> None:
+        self.target, self.tuned = target, dict(tuned)
+        self.open_products = dict(open_products or {})
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         functions = dict(mod.functions_items())
         for composite, spec in module_specs(mod, self.target):
-            schedule = self.schedules.get(workload_key(spec)) if is_tunable(spec) else None
-            if schedule is not None:
-                inputs_only = str(composite.attribute("algorithm")).endswith("_in")
-                tuned = {
-                    "algorithm": schedule.algorithm + ("_in" if inputs_only else ""),
-                    "schedule": schedule.to_json(),
-                }
-                functions[composite.global_var] = composite.func.with_attrs(tuned)
+            kernel = self.tuned.get(workload_key(spec)) if is_tunable(spec) else None
+            if kernel is not None:
+                attributes = self._attributes(kernel, composite, spec)
+                functions[composite.global_var] = composite.func.with_attrs(attributes)
         return tvm.IRModule(functions, attrs=mod.attrs)
+
+    def _attributes(
+        self, kernel: TunedKernel, composite: CompositeCall, spec: Conv2d
+    ) -> dict[str, Any]:
+        inputs_only = str(composite.attribute("algorithm")).endswith("_in")
+        attributes: dict[str, Any] = {}
+        schedule = kernel.schedule
+        if kernel.costs and composite.layer in self.open_products:
+            counts = open_channels(spec, self.open_products[composite.layer])
+            lowering, schedule = kernel.choose(*counts)
+            fitted = {
+                f"{cost.lowering} {cost.schedule.algorithm}": cost.seconds(*counts) * 1e3
+                for cost in kernel.costs
+            }
+            attributes |= {"lowering": lowering, "fitted": json.dumps(fitted)}
+            inputs_only = inputs_only and lowering == "indexed"
+        algorithm = schedule.algorithm + ("_in" if inputs_only else "")
+        return attributes | {"algorithm": algorithm, "schedule": schedule.to_json()}
+
+
+def open_channels(spec: Conv2d, product: float) -> tuple[float, float]:
+    """Open input and output channels of a kernel, as many on each side as it skips by.
+
+    `product` is the mean of open_in * open_out, as a fraction of all pairs.
+    """
+    gated = [spec.open_in, spec.visit != "all"]
+    each = product ** (1 / max(1, sum(gated)))
+    sizes = (spec.x.channels, spec.y.channels)
+    open_in, open_out = (c * (each if g else 1.0) for c, g in zip(sizes, gated, strict=True))
+    return open_in, open_out

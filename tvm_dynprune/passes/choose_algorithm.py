@@ -285,7 +285,10 @@ def choices_of(func: relax.Function, functions: Functions) -> list[Choice]:
 
 def _reason(algorithm: str, composite: CompositeCall) -> str:
     if composite.attribute("schedule"):
-        return f"tuned: {composite.attribute('schedule')}"
+        times = json.loads(str(composite.attribute("fitted", "{}"))).items()
+        fitted = ", ".join(f"{name} {value:.4g}" for name, value in times)
+        reason = f"tuned: {composite.attribute('schedule')}"
+        return reason + (f"; fitted: {fitted}" if fitted else "")
     costs = json.loads(str(composite.attribute("costs")))
     others = [f"{name} {cost / costs[algorithm]:.2f}" for name, cost in costs.items()]
     return "no other candidate" if len(costs) == 1 else f"relative cost: {', '.join(others)}"

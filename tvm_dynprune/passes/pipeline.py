@@ -7,7 +7,7 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
-from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.kernels.tuned import TunedKernel
 from tvm_dynprune.passes.add_dense_twin import AddDenseTwin
 from tvm_dynprune.passes.annotate_open import AnnotateOpen
 from tvm_dynprune.passes.apply_schedules import ApplySchedules
@@ -61,7 +61,7 @@ def choose_passes(
     soc: Soc,
     lowering: str,
     open_products: Mapping[str, float] | None,
-    schedules: Mapping[str, Schedule] | None = None,
+    tuned: Mapping[str, TunedKernel] | None = None,
 ) -> list[tvm.transform.Pass]:
     """Phase 4: how each kernel skips, and by which algorithm and schedule it computes.
 
@@ -71,7 +71,7 @@ def choose_passes(
     return [
         ChooseLowering(lowering, open_products),
         ChooseAlgorithm(soc.lanes, soc.cost, soc.cache_kib, open_products, winograd=winograd),
-        *([ApplySchedules(kernel_target(soc), schedules)] if schedules else []),
+        *([ApplySchedules(kernel_target(soc), tuned, open_products)] if tuned else []),
     ]
 
 
@@ -133,13 +133,13 @@ def choose(
     soc: Soc,
     lowering: str = "auto",
     open_products: Mapping[str, float] | None = None,
-    schedules: Mapping[str, Schedule] | None = None,
+    tuned: Mapping[str, TunedKernel] | None = None,
 ) -> tvm.IRModule:
     """Phase 4: from what `annotate` returned to composite calls whose kernels are chosen.
 
-    `schedules` are those of tuned kernels, by `workload_key`.
+    `tuned` is what a tuning log says of kernels, by `workload_key`.
     """
-    passes = choose_passes(soc, lowering, open_products, schedules)
+    passes = choose_passes(soc, lowering, open_products, tuned)
     return tvm.transform.Sequential(passes)(mod)
 
 

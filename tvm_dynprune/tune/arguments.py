@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a candidate's kernels are called with: random tensors, and real open lists."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,18 +18,39 @@ COPIES_MIB = 48  # of weights that are gone through in turns: more than last-lev
 
 @dataclass(frozen=True)
 class Calls:
-    """The arguments of one run: of the first kernel, if there are two, and of the other.
+    """The arguments of one run, but for the weights.
 
-    `kernel` has one list of arguments for each copy of the weights.
+    Attributes
+    ----------
+    first
+        Of the first kernel, if there are two.
+    source, rest
+        Of the other one: before and after its weights.
+    groups
+        The groups for which a branch of a conditional is called, one after the other; None for a
+        kernel that is called once.
     """
 
     first: list[Any] | None
-    kernel: list[list[Any]]
+    source: Any
+    rest: list[Any]
+    groups: list[int] | None
+
+    def kernel(self, weight: Any) -> Iterator[list[Any]]:
+        """The arguments of each call of the kernel."""
+        arguments = [self.source, weight, *self.rest]
+        return iter([arguments] if self.groups is None else ([*arguments, g] for g in self.groups))
 
 
-def arguments_of(
-    spec: Conv2d, lists: OpenLists, tensor: Callable[[np.ndarray], Any], *, copies: bool
-) -> Calls:
+def weights_of(spec: Conv2d, tensor: Callable[[np.ndarray], Any], *, copies: bool) -> list[Any]:
+    """A kernel's packed weights; with `copies` as many of them as no cache holds."""
+    shape = Convolution(spec).weight_shape
+    weight = np.random.default_rng(0).standard_normal(shape, "float32")
+    count = min(MOST_COPIES, COPIES_MIB * 2**20 // weight.nbytes + 1) if copies else 1
+    return [tensor(weight) for _ in range(count)]
+
+
+def arguments_of(spec: Conv2d, lists: OpenLists, tensor: Callable[[np.ndarray], Any]) -> Calls:
     """Arguments for one of a task's inputs.
 
     Parameters
@@ -38,27 +59,32 @@ def arguments_of(
         The kernel, and what is open.
     tensor
         Puts an array where the kernel runs.
-    copies
-        Whether there are as many copies of the weights as no cache holds.
     """
     convolution, rng = Convolution(spec), np.random.default_rng(0)
     x, y = tensor(_random(rng, spec.x.shape)), tensor(np.zeros(spec.y.shape, "float32"))
     listed: list[Any] = []
-    if lists.open_in is not None:
+    if spec.open_in and lists.open_in is not None:
         unit = spec.x.lanes if spec.by_input_block else 1
         listed += map(tensor, _list(lists.open_in, unit, spec.x))
-    if lists.open_out is not None:
+    if spec.visit in ("blocks", "gather") and lists.open_out is not None:
         unit = spec.y.lanes if spec.visit == "blocks" else 1
         listed += map(tensor, _list(lists.open_out, unit, spec.y))
     first, source = None, x
     if convolution.winograd is not None:
         source = tensor(np.zeros(convolution.winograd.transformed_shape, "float32"))
-        blocks = [] if lists.open_in is None else _list(lists.open_in, spec.x.lanes, spec.x)
+        blocks = []
+        if spec.open_in and lists.open_in is not None:
+            blocks = _list(lists.open_in, spec.x.lanes, spec.x)
         first = [x, *map(tensor, blocks), source]
-    weight = rng.standard_normal(convolution.weight_shape, "float32")
-    count = min(MOST_COPIES, COPIES_MIB * 2**20 // weight.nbytes + 1) if copies else 1
     rest = [*map(tensor, _epilogue(rng, spec)), *listed, y]
-    return Calls(first, [[source, tensor(weight), *rest] for _ in range(count)])
+    return Calls(first, source, rest, _groups(spec, lists))
+
+
+def _groups(spec: Conv2d, lists: OpenLists) -> list[int] | None:
+    if spec.visit != "group":
+        return None
+    channels = range(spec.y.channels) if lists.open_out is None else lists.open_out
+    return sorted({channel // (spec.group_blocks * spec.y.lanes) for channel in channels})
 
 
 def _epilogue(rng: np.random.Generator, spec: Conv2d) -> list[np.ndarray]:

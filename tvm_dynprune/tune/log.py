@@ -194,7 +194,7 @@ def check_info(folder: Path, info: RunInfo, target: dict[str, Any]) -> None:
 def read_trials(folder: Path) -> Iterator[Trial]:
     """The trials of a log, in order."""
     if (folder / TRIALS).exists():
-        for line in _whole_lines(folder / TRIALS):
+        for line in whole_lines(folder / TRIALS):
             yield Trial(**json.loads(line))
 
 
@@ -250,12 +250,12 @@ def open_database(folder: Path) -> Iterator[ms.database.JSONDatabase]:
     with tempfile.TemporaryDirectory() as name:
         for file in _DATABASE:
             if (folder / file).exists():
-                lines = _whole_lines(folder / file)
+                lines = whole_lines(folder / file)
                 (Path(name) / file).write_text("".join(lines), encoding="utf-8")
         yield ms.database.JSONDatabase(work_dir=name)
 
 
-def _whole_lines(path: Path) -> list[str]:
+def whole_lines(path: Path) -> list[str]:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         logger.warning("%s: the last line is torn and left out", path)
@@ -265,7 +265,7 @@ def _whole_lines(path: Path) -> list[str]:
 
 def _drop_torn_line(path: Path) -> None:
     if path.exists():
-        whole = _whole_lines(path)
+        whole = whole_lines(path)
         size = sum(len(line.encode()) for line in whole)
         if size != path.stat().st_size:
             with path.open("r+b") as stream:

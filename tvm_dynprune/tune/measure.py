@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tvm_dynprune.errors import DeviceError
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.convolution import Convolution
 from tvm_dynprune.kernels.schedule import Schedule
-from tvm_dynprune.tune.arguments import arguments_of
+from tvm_dynprune.tune.arguments import Calls, arguments_of, weights_of
 from tvm_dynprune.tune.task import TuningTask
 
 LIBRARY = "library.so"
@@ -69,44 +69,46 @@ def kernels_of(spec: Conv2d) -> tvm.IRModule:
     )
 
 
-def run_here(folder: str) -> list[float]:
-    """Time what `build_candidate` built: expected seconds over the task's inputs, `ROUNDS` times.
+def run_here(folder: str) -> list[list[float]]:
+    """Time what `build_candidate` built: seconds of each of the task's inputs, in `ROUNDS` rounds.
 
     Each run is timed on its own: weights that are not cached come from another copy each time.
     """
     task, spec = _request(folder)
     library: Any = tvm.runtime.load_module(str(Path(folder) / LIBRARY))
-    runs = []
-    for lists in task.inputs:
-        calls = arguments_of(spec, lists, tvm.runtime.tensor, copies=not task.weights_cached)
-        before = [] if calls.first is None else [partial(library["first"], *calls.first)]
-        kernels = [[*before, partial(library["kernel"], *copy)] for copy in calls.kernel]
-        runs.append((lists.share, cycle(kernels)))
-    for _, kernels in runs:
-        _once(next(kernels))  # what is done once, and what was not in the caches yet
-    return [sum(share * _median_s(kernels) for share, kernels in runs) for _ in range(ROUNDS)]
+    weights = cycle(weights_of(spec, tvm.runtime.tensor, copies=not task.weights_cached))
+    kernel, first = library["kernel"], None
+    if Convolution(spec).first is not None:
+        first = library["first"]
+
+    def run_s(calls: Calls) -> float:
+        arguments = list(calls.kernel(next(weights)))
+        started = time.perf_counter()
+        if first is not None:
+            first(*calls.first)
+        for each in arguments:
+            kernel(*each)
+        return time.perf_counter() - started
+
+    runs = [arguments_of(spec, lists, tvm.runtime.tensor) for lists in task.inputs]
+    for calls in runs:
+        run_s(calls)  # what is done once, and what was not in the caches yet
+    return [[_median_s(partial(run_s, calls)) for calls in runs] for _ in range(ROUNDS)]
 
 
-def _median_s(kernels: Iterator[list[Callable[[], Any]]]) -> float:
+def _median_s(run_s: Callable[[], float]) -> float:
     """Median time of one run."""
     samples: list[float] = []
     while len(samples) < RUNS or sum(samples) < _ROUND_MS / 1e3:
-        samples += [_once(some) for some in islice(kernels, RUNS)]
+        samples += [run_s() for _ in range(RUNS)]
     return float(np.median(samples))
 
 
-def _once(kernels: list[Callable[[], Any]]) -> float:
-    started = time.perf_counter()
-    for kernel in kernels:
-        kernel()
-    return time.perf_counter() - started
-
-
-def run_remote(folder: str, tracker: tuple[str, int], key: str) -> list[float]:
+def run_remote(folder: str, tracker: tuple[str, int], key: str) -> list[list[float]]:
     """The same on the next free device that a tracker has under a key.
 
     A device whose clock counts instructions runs each kernel once: its count is exact, and is
-    returned in billions.
+    returned in billions. Branches of a conditional take as long as each other.
 
     Raises
     ------
@@ -117,20 +119,25 @@ def run_remote(folder: str, tracker: tuple[str, int], key: str) -> list[float]:
     with connect_device(tracker, key) as session:
         counts = _info(session).get("clock") == "instructions"
         session.upload(str(Path(folder) / LIBRARY), LIBRARY)
-        library, place = session.load_module(LIBRARY), session.cpu(0)
-        rounds = np.zeros(1 if counts else ROUNDS)
-        for lists in task.inputs:
-            calls = arguments_of(spec, lists, partial(_put, place), copies=False)
-            flush = 0 if task.weights_cached or counts else FLUSH_BYTES
-            for name, arguments in (("first", calls.first), ("kernel", calls.kernel[0])):
-                if arguments is not None:
-                    repeat = len(rounds) * (1 if counts else RUNS)
-                    timer = library.time_evaluator(
-                        name, place, number=1, repeat=repeat, cache_flush_bytes=flush
-                    )
-                    results = np.array(timer(*arguments).results).reshape(len(rounds), -1)
-                    rounds += lists.share * np.median(results, axis=1)
-    return rounds.tolist()
+        library, put = session.load_module(LIBRARY), partial(_put, session.cpu(0))
+        rounds, runs = (1, 1) if counts else (ROUNDS, RUNS)
+        flush = 0 if task.weights_cached or counts else FLUSH_BYTES
+        (weight,) = weights_of(spec, put, copies=False)
+
+        def rounds_s(name: str, arguments: list[Any]) -> np.ndarray:
+            timer = library.time_evaluator(
+                name, session.cpu(0), number=1, repeat=rounds * runs, cache_flush_bytes=flush
+            )
+            return np.median(np.reshape(timer(*arguments).results, (rounds, runs)), axis=1)
+
+        seconds = np.zeros((len(task.inputs), rounds))
+        for i, lists in enumerate(task.inputs):
+            calls = arguments_of(spec, lists, put)
+            if calls.first is not None:
+                seconds[i] += rounds_s("first", calls.first)
+            if each := list(calls.kernel(weight)):
+                seconds[i] += len(each) * rounds_s("kernel", each[0])
+        return seconds.T.tolist()
 
 
 def describe_device(tracker: tuple[str, int], key: str) -> dict[str, Any]:

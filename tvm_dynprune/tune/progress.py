@@ -38,12 +38,17 @@ class TaskProgress:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far tuning has come; `unit` is that of the log (`RunInfo`)."""
+    """How far tuning has come.
+
+    `unit` is that of the log (`RunInfo`), `costs_measured` the number of tasks whose time against
+    open channels has been measured.
+    """
 
     tasks: list[TaskProgress]
     elapsed_s: float
     budget: Budget
     unit: str = "seconds"
+    costs_measured: int = 0
 
     @property
     def trials(self) -> int:

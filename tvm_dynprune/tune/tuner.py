@@ -20,6 +20,7 @@ from tvm_dynprune.soc import Soc
 from tvm_dynprune.tune.features import ScheduleFeatures
 from tvm_dynprune.tune.log import TRIALS, RunInfo, Trial, TuningLog
 from tvm_dynprune.tune.mutate import MutateDecision
+from tvm_dynprune.tune.open_cost import append_costs, fit, forms_of, read_costs
 from tvm_dynprune.tune.progress import Budget, Progress, TaskProgress
 from tvm_dynprune.tune.space import design_spaces, own_choice, workload_module
 from tvm_dynprune.tune.task import TuningTask
@@ -41,7 +42,8 @@ def tune(
 ) -> Progress:
     """Tune `tasks` and write what comes of it to `folder`.
 
-    The compiler's own choices are measured first. Trials that the folder's log holds are taken
+    The compiler's own choices are measured first, and time against open channels last, after the
+    budget is spent. Trials that the folder's log holds are taken
     from there; they count, so that a run that is resumed ends where it would have.
     SIGINT stops after the trials that are being measured.
 
@@ -115,30 +117,57 @@ class _Session:
         self.workers = Workers(self.target, _cores(), self.find, self.record, devices)
         self._by_workload = {workload_key(one.task.spec): one for one in self.tasks}
         self._stopped = False
+        self.costs_measured = 0
 
     @property
     def progress(self) -> Progress:
-        return Progress(self.tasks, self.log.elapsed_s, self.budget, self.log.info.unit)
+        elapsed_s, unit = self.log.elapsed_s, self.log.info.unit
+        return Progress(self.tasks, elapsed_s, self.budget, unit, self.costs_measured)
 
     def run(self, seed: int) -> None:
-        """The compiler's own choices, then the search; until the budget is spent."""
+        """The search, until the budget is spent, then time against open channels."""
         try:
-            own = [(one.task, own_choice(one.task)) for one in self.tasks]
-            for start in range(0, len(own), TRIALS_AT_ONCE):
-                built = self.workers.build(own[start : start + TRIALS_AT_ONCE])
-                self.workers.run([folder for folder, failure in built if failure is None])
-            for one in self.tasks:
-                one.own_s = one.best_s
-            self._search(seed)
+            try:
+                self._own_choices()
+                self._search(seed)
+            except Exception:
+                # What comes back through C++ is another exception.
+                if not self._stopped:
+                    raise
+            if not self.interrupted():
+                self._measure_costs()
         except Exception:
-            # What comes back through C++ is another exception.
-            if self.workers.lost and not self._stopped:
+            if self.workers.lost:
                 raise DeviceError(
                     f"no device ran a trial, {self.workers.lost}; {self.log.folder} has all trials "
                     "before: tune --resume goes on from there"
                 ) from None
-            if not self._stopped:
-                raise
+            raise
+
+    def _own_choices(self) -> None:
+        """What there is to beat."""
+        own = [(one.task, own_choice(one.task)) for one in self.tasks]
+        try:
+            for start in range(0, len(own), TRIALS_AT_ONCE):
+                built = self.workers.build(own[start : start + TRIALS_AT_ONCE])
+                self.workers.run([folder for folder, failure in built if failure is None])
+        finally:
+            for one in self.tasks:
+                one.own_s = one.best_s
+
+    def _measure_costs(self) -> None:
+        """Time against open channels, of the kernels whose times the log does not hold yet."""
+        known = {trial.task for trial in read_costs(self.log.folder)}
+        for one in self.tasks:
+            forms = forms_of(one.task, self.log.trials)
+            if forms and workload_key(one.task.spec) not in known:
+                timed = self.workers.time_inputs([(form.task, form.schedule) for form in forms])
+                fits = [fit(form, one.task, *t) for form, t in zip(forms, timed, strict=True)]
+                append_costs(self.log.folder, fits)
+            self.costs_measured += 1
+            self.on_progress(self.progress)
+            if self.interrupted():
+                return
 
     def _search(self, seed: int) -> None:
         np.random.seed(seed)  # XGBModel's guesses before it is trained

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 from tvm.support.popen_pool import MapResult, PopenPoolExecutor, StatusKind
@@ -39,6 +40,7 @@ _PAUSE_S = 2.0  # in which a device may come back
 # What becomes of a candidate: (task, schedule, seconds, why it failed) is written down.
 Record = Callable[[TuningTask, Schedule, "list[float] | None", "str | None"], Trial]
 Find = Callable[[TuningTask, Schedule], "Trial | None"]
+Job = tuple[TuningTask, Schedule]
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Workers:
         self.target, self.find, self.record = dict(target), find, record
         self.devices, self.lost = devices, ""
         self._folder = tempfile.TemporaryDirectory(prefix="dynprune-tune-")
-        self._jobs: dict[str, tuple[TuningTask, Schedule]] = {}
+        self._jobs: dict[str, Job] = {}
         self._builders = _pool(list(cores), len(cores), BUILD_TIMEOUT_S)
         if devices is None:
             self._runners = _pool([cores[-1]], 1, RUN_TIMEOUT_S)
@@ -90,21 +92,18 @@ class Workers:
         self._runners.shutdown(wait=False)
         self._folder.cleanup()
 
-    def build(self, jobs: Sequence[tuple[TuningTask, Schedule]]) -> list[tuple[str, str | None]]:
+    def build(self, jobs: Sequence[Job]) -> list[tuple[str, str | None]]:
         """(Folder, why it was not built) for each; known ones are not built."""
-        folders = [tempfile.mkdtemp(dir=self._folder.name) for _ in jobs]
-        new = [
-            (task.to_json(), schedule.to_json(), self.target, folder)
-            for (task, schedule), folder in zip(jobs, folders, strict=True)
-            if self.find(task, schedule) is None
-        ]
-        outcomes = _map(self._builders, _build, new, BUILD_TIMEOUT_S, "building")
+        folders = [self._new_folder() for _ in jobs]
+        new = [(job, f) for job, f in zip(jobs, folders, strict=True) if self.find(*job) is None]
+        failures = self._build_in(new)
         results = []
         for job, folder in zip(jobs, folders, strict=True):
-            self._jobs[folder] = job
-            failure = None if self.find(*job) else next(outcomes)[1]
-            if failure is not None:
-                self.record(*self._jobs.pop(folder), None, failure)
+            failure = failures.get(folder)
+            if failure is None:
+                self._jobs[folder] = job
+            else:
+                self.record(*job, None, failure)
             results.append((folder, failure))
         return results
 
@@ -118,8 +117,10 @@ class Workers:
         """
         new = [folder for folder in folders if self.find(*self._jobs[folder]) is None]
         trials = {}
-        for folder, outcome in self._outcomes(new):
-            trials[folder] = self.record(*self._jobs[folder], *outcome)
+        for folder, (rounds, failure) in self._outcomes(new):
+            job = self._jobs[folder]
+            expected = None if rounds is None else _expected(job[0], rounds)
+            trials[folder] = self.record(*job, expected, failure)
         results = []
         for folder in folders:
             job = self._jobs.pop(folder)
@@ -128,6 +129,37 @@ class Workers:
             shutil.rmtree(folder, ignore_errors=True)
             results.append((trial.seconds, trial.failure))
         return results
+
+    def time_inputs(self, jobs: Sequence[Job]) -> list[tuple[list[float] | None, str | None]]:
+        """(Median seconds of each of the task's inputs, why not) for each; no trials.
+
+        Raises
+        ------
+        DeviceError
+            As of `run`.
+        """
+        folders = [self._new_folder() for _ in jobs]
+        failures = self._build_in(list(zip(jobs, folders, strict=True)))
+        ran = dict(self._outcomes([f for f in folders if failures[f] is None]))
+        results = []
+        for folder in folders:
+            rounds, failure = ran.get(folder, (None, failures[folder]))
+            shutil.rmtree(folder, ignore_errors=True)
+            medians = None if rounds is None else np.median(rounds, axis=0).tolist()
+            results.append((medians, failure))
+        return results
+
+    def _new_folder(self) -> str:
+        return tempfile.mkdtemp(dir=self._folder.name)
+
+    def _build_in(self, jobs: Sequence[tuple[Job, str]]) -> dict[str, str | None]:
+        """Folder → why nothing was built into it."""
+        requests = [
+            (task.to_json(), schedule.to_json(), self.target, folder)
+            for (task, schedule), folder in jobs
+        ]
+        outcomes = _map(self._builders, _build, requests, BUILD_TIMEOUT_S, "building")
+        return {folder: failure for (_, folder), (_, failure) in zip(jobs, outcomes, strict=True)}
 
     def _outcomes(self, folders: list[str]) -> Iterator[tuple[str, tuple[Any, str | None]]]:
         """(Folder, what came of it); what a lost device was running goes to another one."""
@@ -212,7 +244,12 @@ def _build(job: tuple[str, str, dict[str, Any], str]) -> str:
     return build_candidate(*job)
 
 
-def _run_remote(job: tuple[str, Devices]) -> list[float]:
+def _expected(task: TuningTask, rounds: list[list[float]]) -> list[float]:
+    """Expected seconds of each round, of those of its inputs."""
+    return (np.array(rounds) @ [lists.share for lists in task.inputs]).tolist()
+
+
+def _run_remote(job: tuple[str, Devices]) -> list[list[float]]:
     folder, devices = job
     return run_remote(folder, devices.tracker, devices.key)
 
