@@ -186,20 +186,31 @@ def show(
         Optional[Path],  # noqa: UP045
         typer.Option(help="SVG file to write: best time against trials."),
     ] = None,
+    plot_costs: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="SVG file to write: fitted against measured time of open sets."),
+    ] = None,
 ) -> None:
-    """The best schedule of each kernel, and best time against trials."""
+    """The best schedule of each kernel, and its time against open channels."""
     from rich.console import Console
 
-    from tvm_dynprune.tables import log_table
+    from tvm_dynprune.report import tuning_plot
+    from tvm_dynprune.tables import costs_table, log_table
     from tvm_dynprune.tune.curve import tuning_curve
     from tvm_dynprune.tune.log import read_best, read_info, read_trials
+    from tvm_dynprune.tune.open_cost import read_costs
 
-    best, trials = read_best(log), list(read_trials(log))
-    Console(soft_wrap=True).print(log_table(read_info(log), best.values(), trials))
+    info, best, trials = read_info(log), read_best(log), list(read_trials(log))
+    costs, console = list(read_costs(log)), Console(soft_wrap=True)
+    console.print(log_table(info, best.values(), trials))
+    if costs:
+        console.print(costs_table(best, costs, info.unit))
+    elif plot_costs is not None:
+        raise UserError(f"{log}: no times against open channels; `tune --resume` measures them")
     if plot is not None:
-        from tvm_dynprune.report.tuning_plot import plot_curves
-
-        plot_curves({log.name: tuning_curve(best.values(), trials)}, plot)
+        tuning_plot.plot_curves({log.name: tuning_curve(best.values(), trials)}, plot)
+    if plot_costs is not None:
+        tuning_plot.plot_costs(costs, plot_costs)
 
 
 @app.command()

@@ -162,7 +162,39 @@ def tuning_table(progress: Any) -> Table:
         )
     own, best = progress.own_s, progress.expected_s
     table.add_section()
-    table.add_row("all", "", "", f"{own * 1e3:.3f}", f"{best * 1e3:.3f}", "", f"{own / best:.2f}")
+    if np.isfinite(best):  # all kernels have been measured
+        gain = f"{own / best:.2f}"
+        table.add_row("all", "", "", f"{own * 1e3:.3f}", f"{best * 1e3:.3f}", "", gain)
+    return table
+
+
+def costs_table(best: Any, costs: Any, unit: str) -> Table:
+    """Fitted time against open channels: a log's `Best`s by key, and its `OpenCostTrial`s."""
+    from tvm_dynprune.passes.apply_schedules import open_channels
+    from tvm_dynprune.tune.open_cost import break_even, held_out_errors
+
+    costs = [trial for trial in costs if trial.failure is None]
+    errors = held_out_errors(costs)
+    table = Table(
+        title=f"time against open channels, {_tuning_units(unit)[0]}: median error on "
+        f"{len(errors)} held-out open sets {np.median(errors):.1%}"
+    )
+    shares = (0.1, 0.25, 0.5, 1.0)
+    columns = ("kernel", "lowering, algorithm", *(f"{s:.0%} of pairs" for s in shares), "error")
+    for column in (*columns, "dense from"):
+        is_name = column in columns[:2]
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
+    for key, one in best.items():
+        mine = [trial.cost for trial in costs if trial.task == key]
+        for i, cost in enumerate(mine):
+            times = [cost.seconds(*open_channels(one.task.spec, share)) for share in shares]
+            table.add_row(
+                _layers(one.task.layers) if i == 0 else "",
+                f"{cost.lowering} {cost.schedule.algorithm}",
+                *(f"{seconds * 1e3:.3f}" for seconds in times),
+                "" if cost.lowering == "dense" else f"{cost.error:.1%}",
+                f"{break_even(mine, one.task.spec):.0%}" if i == 0 else "",
+            )
     return table
 
 

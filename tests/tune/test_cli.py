@@ -37,9 +37,11 @@ def test_tune_writes_a_log_that_show_reads(log: Path, tmp_path: Path) -> None:
     info = read_info(log)
     assert (info.soc, info.unit, info.device) == ("host", "seconds", "here")
     assert "--trials 14" in info.commands[0]
-    shown = run("tune", "show", log, "--plot", tmp_path / "curve.svg")
+    plots = {option: tmp_path / f"{option}.svg" for option in ("--plot", "--plot-costs")}
+    shown = run("tune", "show", log, *(word for plot in plots.items() for word in plot))
     assert "14 trials, 0 failed" in shown.stdout
-    assert (tmp_path / "curve.svg").read_text().startswith("<?xml")
+    assert "held-out open sets" in shown.stdout
+    assert all(path.read_text().startswith("<?xml") for path in plots.values())
 
 
 def test_compiling_with_a_log_takes_its_kernels_and_is_repeatable(log, onnx_file, tmp_path):

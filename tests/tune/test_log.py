@@ -21,6 +21,7 @@ from tvm_dynprune.tune.log import (
     read_trials,
 )
 from tvm_dynprune.tune.merge import merge_logs
+from tvm_dynprune.tune.open_cost import OpenCostTrial, append_costs, read_costs
 from tvm_dynprune.tune.space import own_choice, schedule_spaces
 
 TASK = task_for(convolution(), "a", "b")
@@ -138,7 +139,11 @@ def test_a_merged_log_has_each_trial_once_and_the_best_of_all(folder, tmp_path):
     second.append(OTHER, own_choice(OTHER), [6e-3], None)
     second.close()
     both, merged = [folder, tmp_path / "second"], tmp_path / "merged"
+    for place, error in zip(both, (0.01, 0.02), strict=True):
+        cost = OpenCostTrial(workload_key(TASK.spec), "dense", "{}", [], 0, [1e-3, 0, 0, 0], error)
+        append_costs(place, [cost])
     assert merge_logs([*both, folder], merged) == (6, 5)
+    assert [cost.error for cost in read_costs(merged)] == [0.01]  # of the first that has them
     best = read_best(merged)
     assert best[workload_key(TASK.spec)].schedule.tile == NEW.tile
     assert best[workload_key(OTHER.spec)].expected_s == pytest.approx(5e-3)

@@ -6,9 +6,17 @@ import pytest
 
 from tests.tune.samples import HOST, convolution, info, task_for
 from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.kernels.tuned import OpenCost
 from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.tune.log import Trial, TuningLog
-from tvm_dynprune.tune.open_cost import append_costs, fit, forms_of, read_costs, read_tuned
+from tvm_dynprune.tune.open_cost import (
+    append_costs,
+    break_even,
+    fit,
+    forms_of,
+    read_costs,
+    read_tuned,
+)
 from tvm_dynprune.tune.space import own_choice
 from tvm_dynprune.tune.task import OpenLists
 from tvm_dynprune.tune.workers import Workers
@@ -94,3 +102,14 @@ def test_forms_are_built_and_timed_at_each_of_their_lists(tmp_path):
         assert failure is None
         assert len(seconds) == len(form.task.inputs)
         assert all(1e-7 < value < 0.1 for value in seconds)
+
+
+def test_a_dense_kernel_is_faster_from_the_break_even_on():
+    def cost(lowering: str, *coefficients: float) -> OpenCost:
+        return OpenCost(lowering, Schedule(), coefficients, 0.01)
+
+    pairs = TASK.spec.x.channels * TASK.spec.y.channels
+    lists, dense = cost("indexed", 2e-5, 0, 0, 1e-4 / pairs), cost("dense", 1e-4, 0, 0, 0)
+    assert break_even([lists, dense], TASK.spec) == pytest.approx(0.8, abs=0.011)
+    assert break_even([cost("indexed", 0, 0, 0, 9e-5 / pairs), dense], TASK.spec) == 1.0
+    assert break_even([lists], TASK.spec) == 1.0

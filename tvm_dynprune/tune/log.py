@@ -256,6 +256,7 @@ def open_database(folder: Path) -> Iterator[ms.database.JSONDatabase]:
 
 
 def whole_lines(path: Path) -> list[str]:
+    """A file's lines without a torn last one, which is warned of."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         logger.warning("%s: the last line is torn and left out", path)

@@ -77,14 +77,13 @@ def run_here(folder: str) -> list[list[float]]:
     task, spec = _request(folder)
     library: Any = tvm.runtime.load_module(str(Path(folder) / LIBRARY))
     weights = cycle(weights_of(spec, tvm.runtime.tensor, copies=not task.weights_cached))
-    kernel, first = library["kernel"], None
-    if Convolution(spec).first is not None:
-        first = library["first"]
+    kernel, is_first = library["kernel"], Convolution(spec).first is not None
+    first = library["first"] if is_first else None
 
     def run_s(calls: Calls) -> float:
         arguments = list(calls.kernel(next(weights)))
         started = time.perf_counter()
-        if first is not None:
+        if first is not None and calls.first is not None:
             first(*calls.first)
         for each in arguments:
             kernel(*each)

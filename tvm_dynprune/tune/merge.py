@@ -20,6 +20,7 @@ from tvm_dynprune.tune.log import (
     read_info,
     read_trials,
 )
+from tvm_dynprune.tune.open_cost import append_costs, read_costs
 from tvm_dynprune.tune.space import task_of
 
 
@@ -50,7 +51,17 @@ def merge_logs(folders: Sequence[Path], out: Path, *, force: bool = False) -> tu
         (folder / RUN).write_text(merged + "\n", encoding="utf-8")
         lines = "".join(json.dumps(asdict(trial)) + "\n" for trial in trials)
         (folder / TRIALS).write_text(lines, encoding="utf-8")
+        _merge_costs(folders, folder)
         return len(trials), _merge_databases(folders, folder)
+
+
+def _merge_costs(folders: Sequence[Path], out: Path) -> None:
+    """Times against open channels, of each kernel those of the first log that has them."""
+    known: set[str] = set()
+    for folder in folders:
+        new = [trial for trial in read_costs(folder) if trial.task not in known]
+        append_costs(out, new)
+        known |= {trial.task for trial in new}
 
 
 def _merged(infos: Sequence[RunInfo]) -> RunInfo:

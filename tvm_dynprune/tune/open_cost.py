@@ -3,8 +3,8 @@
 
 For each kernel with gates: the fastest schedule of each algorithm that tuning tried, walking lists
 (``indexed``) or everything (``dense``), and the branches of conditionals (``if``). Each is timed at
-some numbers of open channels, drawn at random, and fitted by `kernels.tuned.OpenCost`; other numbers
-say how far the fit is off.
+some numbers of open channels, drawn at random, and fitted by `kernels.tuned.OpenCost`; other
+numbers say how far the fit is off.
 """
 
 import json
@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
+from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.tuned import OpenCost, TunedKernel
 from tvm_dynprune.kernels.workload import workload_key
-from tvm_dynprune.tune.log import Best, Trial, read_best, whole_lines
+from tvm_dynprune.passes.apply_schedules import open_channels
+from tvm_dynprune.tune.log import Trial, read_best, whole_lines
 from tvm_dynprune.tune.space import own_choice
 from tvm_dynprune.tune.task import OpenLists, TuningTask
 
@@ -173,8 +175,34 @@ def fit(
     )
 
 
+def break_even(costs: Sequence[OpenCost], spec: Conv2d) -> float:
+    """Share of open pairs of channels from which on a dense kernel is fastest; 1 if it never is."""
+    kinds = {
+        lists: [cost for cost in costs if (cost.lowering != "dense") == lists]
+        for lists in (True, False)
+    }
+    for share in np.linspace(0.01, 0.99, 99) if all(kinds.values()) else ():
+        counts = open_channels(spec, share)
+        lists, dense = (min(c.seconds(*counts) for c in kinds[kind]) for kind in (True, False))
+        if dense <= lists:
+            return float(share)
+    return 1.0
+
+
+def held_out_errors(costs: Iterable[OpenCostTrial]) -> list[float]:
+    """Relative error of each prediction for open sets that were not fitted to."""
+    return [
+        abs(trial.cost.seconds(open_in, open_out) / seconds - 1)
+        for trial in costs
+        if trial.failure is None
+        for open_in, open_out, seconds in trial.points[len(trial.points) - trial.held_out :]
+    ]
+
+
 def append_costs(folder: Path, trials: Sequence[OpenCostTrial]) -> None:
     """Add a kernel's lines to a log's ``open_cost.jsonl``, all or none."""
+    if not trials:
+        return
     with (folder / OPEN_COST).open("a", encoding="utf-8") as stream:
         stream.write("".join(json.dumps(asdict(trial)) + "\n" for trial in trials))
 

@@ -114,7 +114,7 @@ class _Session:
         self.on_progress, self.interrupted = on_progress, interrupted
         self.tasks = [TaskProgress(task) for task in tasks]
         self.target = {"kind": "llvm", "num-cores": 1, **soc.target}
-        self.workers = Workers(self.target, _cores(), self.find, self.record, devices)
+        self.workers = Workers(self.target, cores(), self.find, self.record, devices)
         self._by_workload = {workload_key(one.task.spec): one for one in self.tasks}
         self._stopped = False
         self.costs_measured = 0
@@ -254,7 +254,8 @@ def _need_xgboost() -> None:
         raise ToolError("tune needs XGBoost: pip install 'tvm-dynprune[tune]'") from None
 
 
-def _cores() -> list[int]:
+def cores() -> list[int]:
+    """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
