@@ -43,7 +43,7 @@ def plot_costs(costs: Iterable["OpenCostTrial"], path: Path) -> None:
             for i, (open_in, open_out, seconds) in enumerate(trial.points)
             if (i >= len(trial.points) - trial.held_out) == held_out
         ]
-        axes.loglog(*zip(*pairs, strict=True), marker, label=name, alpha=0.7)
+        axes.loglog(*zip(*pairs, strict=True), marker, label=name, alpha=0.7, rasterized=True)
     axes.axline((1, 1), (10, 10), color="grey", linewidth=1)
     axes.set_xlabel("measured, ms")
     axes.set_ylabel("fitted, ms")
