@@ -75,7 +75,7 @@ OUTSIDE = {
     "runtime": {"numpy", "tvm"},
     "soc": {"tomli", "tvm"},
     "tables": {"numpy", "rich"},
-    "tune": {"numpy", "tvm", "xgboost"},
+    "tune": {"numpy", "scipy", "tvm", "xgboost"},
 }
 
 

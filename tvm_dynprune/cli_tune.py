@@ -198,13 +198,13 @@ def show(
     from tvm_dynprune.tables import costs_table, log_table
     from tvm_dynprune.tune.curve import tuning_curve
     from tvm_dynprune.tune.log import read_best, read_info, read_trials
-    from tvm_dynprune.tune.open_cost import read_costs
+    from tvm_dynprune.tune.open_cost import cost_rows, held_out_errors, read_costs
 
     info, best, trials = read_info(log), read_best(log), list(read_trials(log))
     costs, console = list(read_costs(log)), Console(soft_wrap=True)
     console.print(log_table(info, best.values(), trials))
     if costs:
-        console.print(costs_table(best, costs, info.unit))
+        console.print(costs_table(cost_rows(best, costs), held_out_errors(costs), info.unit))
     elif plot_costs is not None:
         raise UserError(f"{log}: no times against open channels; `tune --resume` measures them")
     if plot is not None:

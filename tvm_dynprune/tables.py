@@ -168,33 +168,25 @@ def tuning_table(progress: Any) -> Table:
     return table
 
 
-def costs_table(best: Any, costs: Any, unit: str) -> Table:
-    """Fitted time against open channels: a log's `Best`s by key, and its `OpenCostTrial`s."""
-    from tvm_dynprune.passes.apply_schedules import open_channels
-    from tvm_dynprune.tune.open_cost import break_even, held_out_errors
-
-    costs = [trial for trial in costs if trial.failure is None]
-    errors = held_out_errors(costs)
+def costs_table(rows: Any, errors: Any, unit: str) -> Table:
+    """Fitted time against open channels: `CostRow`s, and errors on held-out open sets."""
     table = Table(
-        title=f"time against open channels, {_tuning_units(unit)[0]}: median error on "
+        title=f"{_tuning_units(unit)[0]} by share of open pairs of channels; median error on "
         f"{len(errors)} held-out open sets {np.median(errors):.1%}"
     )
-    shares = (0.1, 0.25, 0.5, 1.0)
-    columns = ("kernel", "lowering, algorithm", *(f"{s:.0%} of pairs" for s in shares), "error")
-    for column in (*columns, "dense from"):
-        is_name = column in columns[:2]
-        table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name)
-    for key, one in best.items():
-        mine = [trial.cost for trial in costs if trial.task == key]
-        for i, cost in enumerate(mine):
-            times = [cost.seconds(*open_channels(one.task.spec, share)) for share in shares]
-            table.add_row(
-                _layers(one.task.layers) if i == 0 else "",
-                f"{cost.lowering} {cost.schedule.algorithm}",
-                *(f"{seconds * 1e3:.3f}" for seconds in times),
-                "" if cost.lowering == "dense" else f"{cost.error:.1%}",
-                f"{break_even(mine, one.task.spec):.0%}" if i == 0 else "",
-            )
+    table.add_column("kernel")
+    shares = [f"{share:.0%}" for share in rows[0].expected_s]
+    for column in ("lowering", *shares, "error", "dense"):
+        table.add_column(column, justify="left" if column == "lowering" else "right", no_wrap=True)
+    table.caption = "dense: the share from which on a kernel without lists is faster"
+    for row in rows:
+        table.add_row(
+            _layers(row.layers) if row.layers else "",
+            f"{row.cost.lowering} {row.cost.schedule.algorithm}",
+            *(f"{seconds * 1e3:.3f}" for seconds in row.expected_s.values()),
+            "" if row.cost.lowering == "dense" else f"{row.cost.error:.1%}",
+            f"{row.dense_from:.0%}" if row.layers else "",
+        )
     return table
 
 

@@ -3,14 +3,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tvm_dynprune.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from tvm_dynprune.tune.open_cost import OpenCostTrial
 
 
 def plot_curves(curves: Mapping[str, Sequence[tuple[int, float, float]]], path: Path) -> None:
@@ -29,8 +27,8 @@ def plot_curves(curves: Mapping[str, Sequence[tuple[int, float, float]]], path: 
     _write(figure, path)
 
 
-def plot_costs(costs: Iterable["OpenCostTrial"], path: Path) -> None:
-    """Draw fitted against measured time of a log's open sets as an SVG file."""
+def plot_costs(costs: Iterable[Any], path: Path) -> None:
+    """Draw fitted against measured time of open sets, `OpenCostTrial`s, as an SVG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 5), layout="constrained")

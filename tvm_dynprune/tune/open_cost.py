@@ -9,21 +9,20 @@ numbers say how far the fit is off.
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from math import gcd
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import nnls
 
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.tuned import OpenCost, TunedKernel
 from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.passes.apply_schedules import open_channels
-from tvm_dynprune.tune.log import Trial, read_best, whole_lines
+from tvm_dynprune.tune.log import Best, Trial, read_best, whole_lines
 from tvm_dynprune.tune.space import own_choice
 from tvm_dynprune.tune.task import OpenLists, TuningTask
 
@@ -148,6 +147,8 @@ def fit(
     Relative errors weigh alike. Coefficients are not below 0 (Lawson, Hanson: "Solving Least
     Squares Problems", chapter 23), so that a kernel never gets faster with more open.
     """
+    from scipy.optimize import nnls  # compiling with a log needs no fit
+
     key, schedule = workload_key(task.spec), form.schedule.to_json()
     if seconds is None:
         logger.warning("%s, %s: %s", task.layers[0], form.lowering, failure)
@@ -173,6 +174,39 @@ def fit(
     return OpenCostTrial(
         key, form.lowering, schedule, points, held_out, coefficients.tolist(), error
     )
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """A kernel in one form: share of open pairs → predicted time.
+
+    `layers` is empty but in a kernel's first row; `dense_from` is its `break_even`.
+    """
+
+    layers: tuple[str, ...]
+    cost: OpenCost
+    expected_s: dict[float, float]
+    dense_from: float
+
+
+def cost_rows(
+    best: Mapping[str, Best],
+    trials: Iterable[OpenCostTrial],
+    shares: Sequence[float] = (0.1, 0.25, 0.5, 1.0),
+) -> list[CostRow]:
+    """What a log's fits predict for each of its kernels."""
+    costs: dict[str, list[OpenCost]] = {}
+    for trial in trials:
+        if trial.failure is None:
+            costs.setdefault(trial.task, []).append(trial.cost)
+    rows = []
+    for key in [key for key in best if key in costs]:
+        task = best[key].task
+        dense_from = break_even(costs[key], task.spec)
+        for i, cost in enumerate(costs[key]):
+            times = {s: cost.seconds(*open_channels(task.spec, s)) for s in shares}
+            rows.append(CostRow(task.layers if i == 0 else (), cost, times, dense_from))
+    return rows
 
 
 def break_even(costs: Sequence[OpenCost], spec: Conv2d) -> float:
