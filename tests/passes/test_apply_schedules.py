@@ -113,3 +113,8 @@ def test_what_was_best_in_tuning_stays_if_another_is_not_surely_faster():
     clearly = costs(indexed_direct=(0.9e-4, 0, 0, 0), indexed_winograd_2=(1e-4, 0, 0, 0))
     assert TunedKernel(TUNED, clearly).choose(8, 8) == ("indexed", Schedule("direct"))
     assert TunedKernel(TUNED).choose(8, 8) == ("indexed", TUNED)
+
+
+def test_a_conditional_is_never_chosen_by_its_kernels_alone():
+    branches = costs(if_direct=(1e-6, 0, 0, 0), indexed_winograd_2=(1e-4, 0, 0, 0))
+    assert TunedKernel(TUNED, branches).choose(8, 8) == ("indexed", TUNED)

@@ -50,12 +50,15 @@ class TunedKernel:
         """Lowering and schedule for these numbers of open channels.
 
         What was best in tuning stays unless another is faster by more than the fits may be wrong.
+        Conditionals are left out: they need zeros written before them, and a module with one has no
+        memory plan, neither of which is in a kernel's time.
         """
         same = (c for c in self.costs if (c.lowering, c.schedule) == ("indexed", self.schedule))
         own = next(same, None)
         if own is None:
             return "indexed", self.schedule
-        best = min(self.costs, key=lambda cost: cost.seconds(open_in, open_out))
+        others = [cost for cost in self.costs if cost.lowering != "if"]
+        best = min(others, key=lambda cost: cost.seconds(open_in, open_out))
         margin = 1 + own.error + best.error
         if best.seconds(open_in, open_out) * margin > own.seconds(open_in, open_out):
             best = own
