@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tuning from end to end, here: one run that is resumed, and what fails."""
 
+import random
 import signal
 import subprocess
 import sys
@@ -29,19 +30,26 @@ from tests.tune.samples import HOST, info
 from tests.tune.test_tuner import TASKS
 from tvm_dynprune.tune.progress import Budget
 from tvm_dynprune.tune.tuner import tune
-tune(TASKS, HOST, Path({folder!r}), info(), Budget(trials=40))
+tell = lambda progress: print(progress.trials, flush=True)
+tune(TASKS, HOST, Path({folder!r}), info(), Budget(trials=40), tell)
 """
+
+
+def kill_after(folder: Path, trials: int, delay_s: float) -> int:
+    """Start or resume a run, and kill it after some trials; returns how many it reported."""
+    command = [sys.executable, "-c", KILLED.format(folder=str(folder))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        reported = next(int(line) for line in process.stdout if int(line) >= trials)
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGKILL)
+        return max([reported, *map(int, process.stdout.read().split())])
 
 
 @pytest.mark.slow
 def test_a_killed_run_is_resumed_and_measures_nothing_twice(tmp_path: Path):
     folder = tmp_path / "log"
-    process = subprocess.Popen([sys.executable, "-c", KILLED.format(folder=str(folder))])
-    while not (folder / TRIALS).exists() or len(list(read_trials(folder))) < 6:
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_after(folder, 6, 0.0)
     before = list(read_trials(folder))
     seen: list[Progress] = []
     result = tune(TASKS, HOST, folder, info(), Budget(trials=14), seen.append)
@@ -59,6 +67,24 @@ def test_a_killed_run_is_resumed_and_measures_nothing_twice(tmp_path: Path):
     assert result.expected_s <= result.own_s
     own = {(workload_key(t.spec), own_choice(t).to_json()) for t in TASKS}
     assert set(keys[: len(TASKS)]) == own  # what there is to beat comes first
+
+
+@pytest.mark.slow
+def test_killed_ten_times_it_loses_no_reported_trial_and_ends_as_good(tmp_path: Path):
+    rng, folder = random.Random(0), tmp_path / "killed"
+    for number in range(10):
+        before = list(read_trials(folder))
+        reported = kill_after(folder, 3 * number + 1, rng.uniform(0, 0.5))
+        trials = list(read_trials(folder))
+        assert trials[: len(before)] == before
+        assert len(trials) >= reported
+    killed, whole = (
+        tune(TASKS, HOST, place, info(), Budget(trials=40))
+        for place in (folder, tmp_path / "whole")
+    )
+    assert killed.trials == whole.trials == len(list(read_trials(folder))) == 40
+    for one, other in zip(killed.tasks, whole.tasks, strict=True):
+        assert one.best_s == pytest.approx(other.best_s, rel=0.25)
 
 
 def test_a_builder_that_crashes_or_hangs_costs_its_trial(monkeypatch, tmp_path: Path):

@@ -66,7 +66,7 @@ def evaluate(
         with torch.no_grad(), recorded_masks(model) as masks:
             correct = (model(images).argmax(1) == labels).sum()
         decisions = {name: (mask != 0).double() for name, mask in masks.items()}
-        executed, expected = _costs(decisions, len(images), plan, latency)
+        executed, expected = _costs(decisions, images, plan, latency)
         opened = [decisions[name].mean(1).sum() for name in names]
         sums += torch.stack([correct.double(), executed, expected, *opened])
     means = (shared_sum(sums) / len(data)).tolist()
@@ -79,14 +79,15 @@ def evaluate(
 
 
 def _costs(
-    decisions: Mapping[str, Tensor], images: int, plan: MacPlan, latency: LatencyTable | None
+    decisions: Mapping[str, Tensor], images: Tensor, plan: MacPlan, latency: LatencyTable | None
 ) -> tuple[Tensor, Tensor]:
     """MACs, and shares of the dense latency, each the sum over the images of a batch."""
-    macs = [each.double().expand(images).sum() for each in plan.executed(decisions).values()]
-    executed = torch.stack(macs).sum()
+    count = len(images)
+    macs = [each.double().expand(count).sum() for each in plan.executed(decisions).values()]
+    executed = torch.stack(macs).sum().to(images.device)  # without gates the plan knows no device
     if latency is None:
         return executed, torch.zeros_like(executed)
-    return executed, images * latency.fraction(plan.opened(decisions)).double()
+    return executed, count * latency.fraction(plan.opened(decisions)).double()
 
 
 def training_state(model: nn.Module, plan: MacPlan) -> tuple[float, float]:
