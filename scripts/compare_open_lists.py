@@ -23,7 +23,7 @@ from tvm_dynprune.tune.task import TuningTask
 from tvm_dynprune.tune.tuner import cores, tune
 from tvm_dynprune.tune.workers import Workers
 
-TURNS = 5
+TURNS = 15
 
 
 def main() -> None:

@@ -52,6 +52,12 @@ def train(
         float, typer.Option(min=0, max=1, help="Weight of --start's predictions in the loss.")
     ] = 0.0,
     gate_learning_rate: Annotated[float, typer.Option(help="Of the gates, as a factor.")] = 0.2,
+    warm_up: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the training with open gates.")
+    ] = 0.1,
+    anneal: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Share in which the gates then close.")
+    ] = 0.25,
     epochs: Annotated[int, typer.Option(min=1)] = 12,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     learning_rate: Annotated[float, typer.Option()] = 0.05,
@@ -97,6 +103,8 @@ def train(
         start=None if start is None else str(start),
         distill=distill,
         gate_learning_rate=gate_learning_rate,
+        warm_up=warm_up,
+        anneal=anneal,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,

@@ -13,7 +13,7 @@ from tvm_dynprune.progress import working
 from tvm_dynprune.runtime.artifact import read_points, store_points
 from tvm_dynprune.soc import load_soc
 
-NETWORK, POINTS = "compact_vgg_lkam.onnx", "points.json"
+NETWORK, POINTS = "compact_vgg_gumbel.onnx", "points.json"
 TIMED = 1000
 
 

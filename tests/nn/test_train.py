@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from tests.nn.util import config, write_data
 from tvm_dynprune.data import DIGITS, FASHION, LabelledImages, load_images
@@ -17,6 +18,7 @@ from tvm_dynprune.nn.batches import Batches
 from tvm_dynprune.nn.checkpoint import LOG, RESUME, WEIGHTS, load_checkpoint, read_info
 from tvm_dynprune.nn.evaluate import evaluate
 from tvm_dynprune.nn.gates import gates_of
+from tvm_dynprune.nn.insert import insert_gates
 from tvm_dynprune.nn.loss import expected_mac_fraction, floor_loss
 from tvm_dynprune.nn.macs import plan_macs
 from tvm_dynprune.nn.optimizer import learning_rate_factor
@@ -69,7 +71,7 @@ def test_what_a_training_writes(trained: Path, data: Path) -> None:
     assert info.versions.keys() == {"numpy", "torch"}
 
     first, last = info.history
-    measured = ("accuracy", "mac_cut", "open_fraction")
+    measured = ("accuracy", "mac_cut", "open_fraction", "varying")
     validation = {f"validation_{name}" for name in measured}
     assert set(first) == {"epoch", "loss", *validation, "gates", "seconds"}
     assert set(last) == {*first, *(f"test_{name}" for name in measured)}
@@ -83,6 +85,24 @@ def test_what_a_training_writes(trained: Path, data: Path) -> None:
     again = evaluate(model, test, plan_macs(model, (1, 28, 28))).record("test_")
     assert again == {key: last[key] for key in again}
     assert not list(trained.glob(".*")), "temporary files are left"
+
+
+def test_varying_groups_are_those_that_some_images_close(data: Path) -> None:
+    """Of 4 + 4 groups one depends on the image; the others are always open, or always closed."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(c, 8, 3) for c in (1, 8, 8)), nn.Flatten(), nn.LazyLinear(10))
+    model(torch.rand(2, 1, 28, 28))
+    gated = insert_gates(model, group_size=2, first=True, exclude=["2"])
+    test = load_images(data, "test")
+    images = torch.from_numpy(test.images).float() / 255
+    one, other = gates_of(gated).values()
+    with torch.no_grad():
+        one.conv.bias.copy_(torch.tensor([1.0, -1.0, 1.0, 0.0]))
+        one.conv.weight[3] = 1.0
+        one.conv.bias[3] = -images.mean((1, 2, 3)).median()
+        other.conv.bias.copy_(torch.tensor([1.0, -1.0, 1.0, 1.0]))
+    found = evaluate(gated, test, plan_macs(gated, (1, 28, 28)))
+    assert found.varying == pytest.approx(1 / 8)
 
 
 def test_gates_learn(trained: Path, data: Path, tmp_path: Path) -> None:

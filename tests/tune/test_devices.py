@@ -43,10 +43,12 @@ def wait_for(tracker: Tracker, devices: int) -> None:
         time.sleep(0.2)
 
 
-def start_server(tracker: Tracker) -> subprocess.Popen:
+def start_server(tracker: Tracker, log: Path) -> subprocess.Popen:
+    """It logs every module that it is given."""
     place = f"127.0.0.1:{tracker.port}"
-    command = [sys.executable, "-m", "tvm.exec.rpc_server", "--host", "127.0.0.1", "--silent"]
-    return subprocess.Popen([*command, "--tracker", place, "--key", KEY])
+    command = [sys.executable, "-m", "tvm.exec.rpc_server", "--host", "127.0.0.1"]
+    with log.open("w") as stream:
+        return subprocess.Popen([*command, "--tracker", place, "--key", KEY], stderr=stream)
 
 
 def kill(server: subprocess.Popen) -> None:
@@ -59,33 +61,38 @@ def kill(server: subprocess.Popen) -> None:
 @pytest.mark.slow
 def test_every_trial_is_accounted_for_while_devices_come_and_go(tracker, tmp_path: Path):
     tasks = [task_for(convolution((32, 32), 14), "a"), task_for(convolution((32, 32), 7), "b")]
-    servers = [start_server(tracker) for _ in range(3)]
+    logs = [tmp_path / f"server{number}" for number in range(4)]
+    servers = [start_server(tracker, log) for log in logs[:3]]
     wait_for(tracker, 3)
     came_and_went = []
 
     def disturb(progress) -> None:
         if progress.trials >= 10 and not came_and_went:
             kill(servers[0])
-            servers.append(start_server(tracker))
+            servers.append(start_server(tracker, logs[3]))
             came_and_went.append(progress.trials)
 
     try:
         devices = Devices(("127.0.0.1", tracker.port), KEY)
-        result = tune(tasks, HOST, tmp_path, info(), Budget(trials=40), disturb, devices)
+        folder = tmp_path / "log"
+        result = tune(tasks, HOST, folder, info(), Budget(trials=40), disturb, devices)
     finally:
         for server in servers:
             kill(server)
     assert came_and_went
-    trials = list(read_trials(tmp_path))
+    trials = list(read_trials(folder))
     assert len(trials) == result.trials == 40
     assert len({(trial.task, trial.schedule) for trial in trials}) == 40
     assert [trial.failure for trial in trials if trial.failure] == []
+    given = [log.read_text().count("load_module") for log in logs]
+    assert sum(given) >= 40
+    assert min(given) >= 3, given  # of the killed and the added one too
 
 
 @pytest.mark.slow
 def test_without_devices_tuning_ends_and_says_how_to_go_on(tracker, tmp_path: Path):
     tasks = [task_for(convolution((32, 32), 14), "a")]
-    server = start_server(tracker)
+    server = start_server(tracker, tmp_path / "server")
     wait_for(tracker, 1)
 
     def disturb(_progress) -> None:
@@ -94,8 +101,8 @@ def test_without_devices_tuning_ends_and_says_how_to_go_on(tracker, tmp_path: Pa
 
     devices = Devices(("127.0.0.1", tracker.port), KEY)
     with pytest.raises(DeviceError, match="no device ran a trial.*tune --resume goes on"):
-        tune(tasks, HOST, tmp_path, info(), Budget(trials=20), disturb, devices)
-    assert len(list(read_trials(tmp_path))) >= 1
+        tune(tasks, HOST, tmp_path / "log", info(), Budget(trials=20), disturb, devices)
+    assert len(list(read_trials(tmp_path / "log"))) >= 1
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from tvm_dynprune.errors import TuningError
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.tune import workers
-from tvm_dynprune.tune.log import TRIALS, read_best, read_trials
+from tvm_dynprune.tune.log import read_best, read_trials
 from tvm_dynprune.tune.progress import Budget, Progress
 from tvm_dynprune.tune.space import own_choice
 from tvm_dynprune.tune.tuner import tune

@@ -28,6 +28,9 @@ class Evaluation:
         1 - executed / dense; None without gates.
     gates
         Open fraction by gate.
+    varying
+        Share of all groups that are open for some images and closed for others, at least 1 % each:
+        with 0 the network is pruned, but not dynamically. None without gates.
     latency_fraction
         Expected share of the dense latency; None without a table.
     """
@@ -35,6 +38,7 @@ class Evaluation:
     accuracy: float
     mac_cut: float | None
     gates: dict[str, float]
+    varying: float | None = None
     latency_fraction: float | None = None
 
     def record(self, prefix: str) -> dict[str, float]:
@@ -43,6 +47,8 @@ class Evaluation:
         if self.mac_cut is not None:
             values["mac_cut"] = round(self.mac_cut, 4)
             values["open_fraction"] = round(sum(self.gates.values()) / len(self.gates), 4)
+        if self.varying is not None:
+            values["varying"] = round(self.varying, 4)
         if self.latency_fraction is not None:
             values["latency_fraction"] = round(self.latency_fraction, 4)
         return {f"{prefix}{name}": value for name, value in values.items()}
@@ -58,8 +64,9 @@ def evaluate(
     model.eval()
     set_gates(model, "hard")
     device = next(model.parameters()).device
-    names = list(gates_of(model))
-    sums = torch.zeros(3 + len(names), dtype=torch.float64, device=device)
+    gates = gates_of(model)
+    groups = [gate.groups for gate in gates.values()]
+    sums = torch.zeros(3 + sum(groups), dtype=torch.float64, device=device)
     for start in range(_BATCH * rank(), len(data), _BATCH * world_size()):
         images = as_float(torch.from_numpy(data.images[start : start + _BATCH]).to(device))
         labels = torch.from_numpy(data.labels[start : start + _BATCH]).to(device)
@@ -67,14 +74,16 @@ def evaluate(
             correct = (model(images).argmax(1) == labels).sum()
         decisions = {name: (mask != 0).double() for name, mask in masks.items()}
         executed, expected = _costs(decisions, images, plan, latency)
-        opened = [decisions[name].mean(1).sum() for name in names]
-        sums += torch.stack([correct.double(), executed, expected, *opened])
-    means = (shared_sum(sums) / len(data)).tolist()
+        opened = [decisions[n][:, :: gate.group_size].sum(0) for n, gate in gates.items()]
+        sums += torch.cat([torch.stack([correct.double(), executed, expected]), *opened])
+    means = (shared_sum(sums) / len(data)).cpu()
+    by_gate = means[3:].split(groups)
     return Evaluation(
-        accuracy=means[0],
-        mac_cut=1 - means[1] / plan.dense_total if names else None,
-        gates=dict(zip(names, means[3:], strict=True)),
-        latency_fraction=None if latency is None else means[2],
+        accuracy=float(means[0]),
+        mac_cut=1 - float(means[1]) / plan.dense_total if gates else None,
+        gates={name: float(open_.mean()) for name, open_ in zip(gates, by_gate, strict=True)},
+        varying=float(((means[3:] - 0.5).abs() < 0.49).double().mean()) if gates else None,
+        latency_fraction=None if latency is None else float(means[2]),
     )
 
 
