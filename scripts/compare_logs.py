@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tvm_dynprune.tune.log import read_best
+from tvm_dynprune.tune.best import read_best
 
 
 def main() -> None:

@@ -16,8 +16,9 @@ from tvm_dynprune.bench.forced import Gating, force_gates, forced_model
 from tvm_dynprune.compiler import choose_kernels
 from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.soc import Soc, load_soc
+from tvm_dynprune.tune.best import read_best
 from tvm_dynprune.tune.extract import extract_tasks
-from tvm_dynprune.tune.log import RunInfo, read_best
+from tvm_dynprune.tune.log import RunInfo
 from tvm_dynprune.tune.progress import Budget
 from tvm_dynprune.tune.task import TuningTask
 from tvm_dynprune.tune.tuner import cores, tune

@@ -24,8 +24,9 @@ from tvm_dynprune.bench.forced import Forced, Gating, force_gates, forced_model,
 from tvm_dynprune.bench.turns import pinned
 from tvm_dynprune.report.tuning_plot import plot_curves
 from tvm_dynprune.soc import load_soc
+from tvm_dynprune.tune.best import read_best
 from tvm_dynprune.tune.curve import tuning_curve
-from tvm_dynprune.tune.log import read_best, read_trials
+from tvm_dynprune.tune.log import read_trials
 
 
 class Late(Exception):  # noqa: N818

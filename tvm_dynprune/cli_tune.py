@@ -196,8 +196,9 @@ def show(
 
     from tvm_dynprune.report import tuning_plot
     from tvm_dynprune.tables import costs_table, log_table
+    from tvm_dynprune.tune.best import read_best
     from tvm_dynprune.tune.curve import tuning_curve
-    from tvm_dynprune.tune.log import read_best, read_info, read_trials
+    from tvm_dynprune.tune.log import read_info, read_trials
     from tvm_dynprune.tune.open_cost import cost_rows, held_out_errors, read_costs
 
     info, best, trials = read_info(log), read_best(log), list(read_trials(log))
@@ -219,7 +220,7 @@ def prune(
     keep: Annotated[int, typer.Option(min=1, help="Records of each kernel to keep.")] = 3,
 ) -> None:
     """Keep a log's best records and the list of its trials; what it compiles to stays the same."""
-    from tvm_dynprune.tune.log import prune_log
+    from tvm_dynprune.tune.best import prune_log
 
     before, after = prune_log(log, keep)
     print(f"{log}: {after} of {before} records kept")

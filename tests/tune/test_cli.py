@@ -17,7 +17,8 @@ from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.conv2d_spec import kernel_target, module_specs
 from tvm_dynprune.soc import load_soc
-from tvm_dynprune.tune.log import read_best, read_info, read_trials
+from tvm_dynprune.tune.best import read_best
+from tvm_dynprune.tune.log import read_info, read_trials
 
 # Not beside the emulated phones: both keep all cores busy, and phones have deadlines.
 pytestmark = pytest.mark.xdist_group("phone")

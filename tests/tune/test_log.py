@@ -9,17 +9,9 @@ from tests.tune.samples import HOST, convolution, info, task_for
 from tvm_dynprune.errors import LogError, OutputExistsError
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.workload import workload_key
+from tvm_dynprune.tune.best import prune_log, read_best
 from tvm_dynprune.tune.curve import tuning_curve
-from tvm_dynprune.tune.log import (
-    RUN,
-    TRIALS,
-    TuningLog,
-    check_info,
-    prune_log,
-    read_best,
-    read_info,
-    read_trials,
-)
+from tvm_dynprune.tune.log import FINALS, RUN, TRIALS, TuningLog, check_info, read_info, read_trials
 from tvm_dynprune.tune.merge import merge_logs
 from tvm_dynprune.tune.open_cost import OpenCostTrial, append_costs, read_costs
 from tvm_dynprune.tune.space import own_choice, schedule_spaces
@@ -53,6 +45,23 @@ def test_the_best_trial_of_each_kernel_is_found(folder):
     found = best[workload_key(TASK.spec)]
     assert (found.task, found.schedule.tile) == (TASK, FAST.tile)
     assert found.expected_s == pytest.approx(1.5e-3)
+
+
+def test_times_of_finals_decide_before_those_of_trials(folder, tmp_path):
+    log = TuningLog(folder, info())
+    log.append(TASK, NEW, [1.6e-3], None)
+    log.append_finals(TASK, {FAST: 1.7e-3, NEW: 1.65e-3})
+    log.close()
+    with (folder / FINALS).open("a", encoding="utf-8") as stream:
+        stream.write('["torn')
+    best = read_best(folder)
+    found = best[workload_key(TASK.spec)]
+    assert (found.schedule, found.expected_s) == (NEW, 1.65e-3)
+    assert best[workload_key(OTHER.spec)].expected_s == pytest.approx(5e-3)
+    merge_logs([folder], tmp_path / "merged")
+    assert read_best(tmp_path / "merged") == best
+    assert prune_log(folder, keep=1) == (4, 2)
+    assert read_best(folder) == best
 
 
 def test_a_failed_trial_is_kept_with_its_reason(folder):

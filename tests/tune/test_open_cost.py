@@ -8,7 +8,7 @@ from tests.tune.samples import HOST, convolution, info, task_for
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.tuned import OpenCost
 from tvm_dynprune.kernels.workload import workload_key
-from tvm_dynprune.tune.log import Trial, TuningLog
+from tvm_dynprune.tune.log import Trial, TuningLog, rank_trials
 from tvm_dynprune.tune.open_cost import (
     append_costs,
     break_even,
@@ -26,12 +26,13 @@ TARGET = {"kind": "llvm", "num-cores": 1, **HOST.target}
 
 
 def trials(task=TASK) -> list[Trial]:
-    """Two schedules of each algorithm, the second one faster."""
+    """Two schedules of each algorithm, the second one faster; fastest first."""
     schedules = [Schedule(tile=(1, 4)), Schedule(tile=(2, 4)), Schedule("winograd_2"), FAST]
-    return [
+    measured = [
         Trial(workload_key(task.spec), schedule.to_json(), 0.0, [seconds])
         for schedule, seconds in zip(schedules, (4e-4, 3e-4, 2e-4, 1e-4), strict=True)
     ]
+    return rank_trials(measured, ())
 
 
 FAST = Schedule("winograd_4", sums=8)
@@ -81,7 +82,7 @@ def test_costs_are_kept_with_the_log_and_a_failure_too(tmp_path):
     own = own_choice(TASK)
     log.append(TASK, own, [1e-3], None)
     log.close()
-    forms = forms_of(TASK, log.trials)
+    forms = forms_of(TASK, rank_trials(log.trials, ()))
     fits = [fit(form, TASK, [1e-3] * len(form.task.inputs), None) for form in forms[:-1]]
     append_costs(tmp_path, [*fits, fit(forms[-1], TASK, None, "building failed: no such kernel")])
     assert [trial.failure is None for trial in read_costs(tmp_path)] == [True] * len(fits) + [False]

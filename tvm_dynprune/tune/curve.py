@@ -4,7 +4,8 @@
 from collections.abc import Iterable, Sequence
 
 from tvm_dynprune.kernels.workload import workload_key
-from tvm_dynprune.tune.log import Best, Trial
+from tvm_dynprune.tune.best import Best
+from tvm_dynprune.tune.log import Trial
 
 
 def tuning_curve(best: Iterable[Best], trials: Sequence[Trial]) -> list[tuple[int, float, float]]:

@@ -4,6 +4,7 @@
 =============================  =====================================================================
 ``run.json``                   what was tuned, how, and with which versions
 ``trials.jsonl``               every trial as it ended: its time, or why it failed
+``finals.jsonl``               the fastest of each kernel, timed again in turns
 ``database_workload.json``     MetaSchedule's own database: tasks,
 ``database_tuning_record...``  and the trials that ran
 =============================  =====================================================================
@@ -16,27 +17,27 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm.s_tir import Schedule as TvmSchedule, meta_schedule as ms
+from tvm.s_tir import meta_schedule as ms
 
 from tvm_dynprune.errors import LogError
 from tvm_dynprune.files import write_atomic
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.workload import workload_key
-from tvm_dynprune.tune.space import candidate_of, schedule_of, task_of, workload_module
+from tvm_dynprune.tune.space import candidate_of, workload_module
 from tvm_dynprune.tune.task import TuningTask
 
 logger = logging.getLogger(__name__)
 
 RUN = "run.json"
-TRIALS = "trials.jsonl"
-_DATABASE = ("database_workload.json", "database_tuning_record.json")
+TRIALS, FINALS = "trials.jsonl", "finals.jsonl"
+DATABASE = ("database_workload.json", "database_tuning_record.json")
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,6 @@ class Trial:
         return float("inf") if not self.seconds else sum(self.seconds) / len(self.seconds)
 
 
-@dataclass(frozen=True)
-class Best:
-    """The best schedule of a task, and the task it was found for."""
-
-    task: TuningTask
-    schedule: Schedule
-    expected_s: float
-
-
 class TuningLog:
     """A folder of these files, open for appending.
 
@@ -109,7 +101,7 @@ class TuningLog:
                     "or choose another --out"
                 )
             info = replace(info, commands=before.commands + info.commands)
-        for name in (TRIALS, *_DATABASE):
+        for name in (TRIALS, FINALS, *DATABASE):
             _drop_torn_line(folder / name)
         with write_atomic(folder / RUN) as path:
             path.write_text(json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8")
@@ -132,6 +124,13 @@ class TuningLog:
         self._stream.write(json.dumps(asdict(trial)) + "\n")
         self._stream.flush()
         return trial
+
+    def append_finals(self, task: TuningTask, expected_s: Mapping[Schedule, float]) -> None:
+        """Add what timing a kernel's fastest schedules in turns found."""
+        key, at_s = workload_key(task.spec), round(time.monotonic() - self._started, 3)
+        finals = [Trial(key, one.to_json(), at_s, [s]) for one, s in expected_s.items()]
+        with (self.folder / FINALS).open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(asdict(final)) + "\n" for final in finals)
 
     def find(self, task: TuningTask, schedule: Schedule) -> Trial | None:
         """The trial of an earlier run."""
@@ -191,64 +190,28 @@ def check_info(folder: Path, info: RunInfo, target: dict[str, Any]) -> None:
         )
 
 
-def read_trials(folder: Path) -> Iterator[Trial]:
-    """The trials of a log, in order."""
-    if (folder / TRIALS).exists():
-        for line in whole_lines(folder / TRIALS):
+def read_trials(folder: Path, name: str = TRIALS) -> Iterator[Trial]:
+    """The trials of a log, in order; with `FINALS` those that were timed in turns."""
+    if (folder / name).exists():
+        for line in whole_lines(folder / name):
             yield Trial(**json.loads(line))
 
 
-def read_best(folder: Path) -> dict[str, Best]:
-    """`workload_key` → the best of all trials that ran.
+def rank_trials(trials: Iterable[Trial], finals: Iterable[Trial]) -> list[Trial]:
+    """The trials that ran, fastest first: those timed in turns, by these times, before others.
 
-    Raises
-    ------
-    LogError
-        There is no log, or it has no trials.
+    Of many candidates that are about equally fast, the one that was measured fastest was lucky.
     """
-    read_info(folder)
-    best: dict[str, Best] = {}
-    with open_database(folder) as database:
-        for record in database.get_all_tuning_records():
-            schedule = TvmSchedule(record.workload.mod)
-            record.trace.apply_to_schedule(schedule, remove_postproc=False)
-            task, seconds = task_of(record.workload.mod), [float(s) for s in record.run_secs or ()]
-            found = Best(task, schedule_of(schedule.mod), sum(seconds) / len(seconds))
-            key = workload_key(task.spec)
-            if key not in best or found.expected_s < best[key].expected_s:
-                best[key] = found
-    if not best:
-        raise LogError(f"{folder}: no trial of this log ran: see its {TRIALS}, and tune again")
-    return best
-
-
-def prune_log(folder: Path, keep: int) -> tuple[int, int]:
-    """Leave the best `keep` records of each kernel; returns how many there were, and are.
-
-    Raises
-    ------
-    LogError
-        There is no log.
-    """
-    read_info(folder)
-    with open_database(folder) as database, tempfile.TemporaryDirectory() as name:
-        pruned = ms.database.JSONDatabase(work_dir=name)
-        records = database.get_all_tuning_records()
-        for workload in {task_of(r.workload.mod).to_json(): r.workload for r in records}.values():
-            pruned.commit_workload(workload.mod)
-            for record in database.get_top_k(workload, keep):
-                pruned.commit_tuning_record(record)
-        for file in _DATABASE:
-            with write_atomic(folder / file) as path:
-                path.write_bytes((Path(name) / file).read_bytes())
-        return len(database), len(pruned)
+    timed = {(final.task, final.schedule): final for final in finals}
+    ran = [timed.get((t.task, t.schedule), t) for t in trials if t.seconds]
+    return sorted(ran, key=lambda t: ((t.task, t.schedule) not in timed, t.expected_s))
 
 
 @contextmanager
 def open_database(folder: Path) -> Iterator[ms.database.JSONDatabase]:
     """The database of a log as it is, without a torn last line."""
     with tempfile.TemporaryDirectory() as name:
-        for file in _DATABASE:
+        for file in DATABASE:
             if (folder / file).exists():
                 lines = whole_lines(folder / file)
                 (Path(name) / file).write_text("".join(lines), encoding="utf-8")

@@ -11,6 +11,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm_dynprune.errors import LogError
 from tvm_dynprune.files import write_folder_atomic
 from tvm_dynprune.tune.log import (
+    FINALS,
     RUN,
     TRIALS,
     RunInfo,
@@ -51,6 +52,9 @@ def merge_logs(folders: Sequence[Path], out: Path, *, force: bool = False) -> tu
         (folder / RUN).write_text(merged + "\n", encoding="utf-8")
         lines = "".join(json.dumps(asdict(trial)) + "\n" for trial in trials)
         (folder / TRIALS).write_text(lines, encoding="utf-8")
+        finals = [final for each in folders for final in read_trials(each, FINALS)]
+        lines = "".join(json.dumps(asdict(final)) + "\n" for final in finals)
+        (folder / FINALS).write_text(lines, encoding="utf-8")
         _merge_costs(folders, folder)
         return len(trials), _merge_databases(folders, folder)
 

@@ -22,7 +22,8 @@ from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.tuned import OpenCost, TunedKernel
 from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.passes.apply_schedules import open_channels
-from tvm_dynprune.tune.log import Best, Trial, read_best, whole_lines
+from tvm_dynprune.tune.best import Best, read_best
+from tvm_dynprune.tune.log import Trial, whole_lines
 from tvm_dynprune.tune.space import own_choice
 from tvm_dynprune.tune.task import OpenLists, TuningTask
 
@@ -74,7 +75,7 @@ def forms_of(task: TuningTask, trials: Iterable[Trial]) -> list[Form]:
     task
         What was tuned.
     trials
-        Of the log that it was tuned for.
+        Of the log that it was tuned for, the fastest first.
     """
     spec = task.spec
     if not (spec.open_in or spec.visit != "all"):
@@ -95,7 +96,7 @@ def forms_of(task: TuningTask, trials: Iterable[Trial]) -> list[Form]:
 def _fastest(task: TuningTask, trials: Iterable[Trial]) -> list[Schedule]:
     """The fastest schedule that was tried of direct convolution, and of Winograd's."""
     key, own = workload_key(task.spec), own_choice(task)
-    ran = sorted((t for t in trials if t.task == key and t.seconds), key=lambda t: t.expected_s)
+    ran = [trial for trial in trials if trial.task == key]
     schedules = [Schedule.from_json(trial.schedule) for trial in ran] or [own]
     kinds = {schedule.algorithm == "direct": schedule for schedule in reversed(schedules)}
     return list(kinds.values())
@@ -256,9 +257,12 @@ def read_tuned(folder: Path) -> dict[str, TunedKernel]:
     LogError
         There is no log, or it has no trials.
     """
-    costs: dict[str, list[OpenCost]] = {}
+    costs: dict[str, dict[tuple[str, str], OpenCost]] = {}
     for trial in read_costs(folder):
         if trial.failure is None:
-            costs.setdefault(trial.task, []).append(trial.cost)
+            costs.setdefault(trial.task, {})[trial.lowering, trial.schedule] = trial.cost
     best = read_best(folder)
-    return {key: TunedKernel(b.schedule, tuple(costs.get(key, ()))) for key, b in best.items()}
+    return {
+        key: TunedKernel(each.schedule, tuple(costs.get(key, {}).values()))
+        for key, each in best.items()
+    }

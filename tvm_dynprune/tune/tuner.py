@@ -18,7 +18,16 @@ from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.soc import Soc
 from tvm_dynprune.tune.features import ScheduleFeatures
-from tvm_dynprune.tune.log import TRIALS, RunInfo, Trial, TuningLog
+from tvm_dynprune.tune.finals import play_finals
+from tvm_dynprune.tune.log import (
+    FINALS,
+    TRIALS,
+    RunInfo,
+    Trial,
+    TuningLog,
+    rank_trials,
+    read_trials,
+)
 from tvm_dynprune.tune.mutate import MutateDecision
 from tvm_dynprune.tune.open_cost import append_costs, fit, forms_of, read_costs
 from tvm_dynprune.tune.progress import Budget, Progress, TaskProgress
@@ -42,9 +51,9 @@ def tune(
 ) -> Progress:
     """Tune `tasks` and write what comes of it to `folder`.
 
-    The compiler's own choices are measured first, and time against open channels last, after the
-    budget is spent. Trials that the folder's log holds are taken
-    from there; they count, so that a run that is resumed ends where it would have.
+    The compiler's own choices are measured first; after the budget is spent come the finals, and
+    time against open channels. Trials that the folder's log holds are taken from there; they count,
+    so that a run that is resumed ends where it would have.
     SIGINT stops after the trials that are being measured.
 
     Parameters
@@ -134,8 +143,10 @@ class _Session:
                 # What comes back through C++ is another exception.
                 if not self._stopped:
                     raise
-            if not self.interrupted():
-                self._measure_costs()
+            if self.log.info.unit == "seconds":  # instructions are exact
+                tasks = [one.task for one in self.tasks]
+                play_finals(tasks, self.log, self.workers, self.interrupted)
+            self._measure_costs()
         except Exception:
             if self.workers.lost:
                 raise DeviceError(
@@ -157,17 +168,18 @@ class _Session:
 
     def _measure_costs(self) -> None:
         """Time against open channels, of the kernels whose times the log does not hold yet."""
-        known = {trial.task for trial in read_costs(self.log.folder)}
+        known = {(trial.task, trial.schedule) for trial in read_costs(self.log.folder)}
+        ranked = rank_trials(self.log.trials, read_trials(self.log.folder, FINALS))
         for one in self.tasks:
-            forms = forms_of(one.task, self.log.trials)
-            if forms and workload_key(one.task.spec) not in known:
+            if self.interrupted():
+                return
+            forms, key = forms_of(one.task, ranked), workload_key(one.task.spec)
+            if any((key, form.schedule.to_json()) not in known for form in forms):
                 timed = self.workers.time_inputs([(form.task, form.schedule) for form in forms])
                 fits = [fit(form, one.task, *t) for form, t in zip(forms, timed, strict=True)]
                 append_costs(self.log.folder, fits)
             self.costs_measured += 1
             self.on_progress(self.progress)
-            if self.interrupted():
-                return
 
     def _search(self, seed: int) -> None:
         np.random.seed(seed)  # XGBModel's guesses before it is trained
