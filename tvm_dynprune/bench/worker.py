@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """One engine in a process of its own: reads requests from stdin, answers on stdout, in JSON lines.
 
-``{"index": i, "repeat": r}`` is answered with r latencies, in ms, of input i; ``{"output": path}``
-with true, once the output of the input before is written there; ``{"memory": 0}`` with the peak
-memory in MiB that the process has used since before it loaded the engine.
+``{"index": i, "repeat": r}`` is answered with r latencies of input i, in ms, or in instructions if the
+specification names the ``clock`` that an emulator counts them in; ``{"output": path}`` with true, once
+the output of the input before is written there; ``{"memory": 0}`` with the peak memory in MiB that
+the process has used since before it loaded the engine.
 """
 
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from tvm_dynprune.bench.engines import engine_module
 def main(specification: str, inputs: str) -> None:
     """Serve the requests for one engine until stdin ends."""
     spec = json.loads(specification)
+    clock = _clock(spec.get("clock"))
     before = _memory_mib("VmRSS")
     engine = engine_module(spec["kind"]).load(Path(spec["model"]), spec["threads"], spec["options"])
     images = np.load(inputs, mmap_mode="r", allow_pickle=False)
@@ -32,14 +35,22 @@ def main(specification: str, inputs: str) -> None:
         else:
             start = request["index"] * spec["batch"]
             engine.set_input(np.array(images[start : start + spec["batch"]]))
-            answer = [_timed_ms(engine) for _ in range(request["repeat"])]
+            answer = [_timed(engine, clock) for _ in range(request["repeat"])]
         print(json.dumps(answer), flush=True)
 
 
-def _timed_ms(engine) -> float:
-    started = time.perf_counter()
+def _clock(counter: str | None) -> Callable[[], float]:
+    """Milliseconds, or the instructions that `EmulatedDevice`'s plugin counts in a file."""
+    if counter is None:
+        return lambda: time.perf_counter() * 1e3
+    count = np.memmap(counter, np.uint64, "r", shape=(1,))
+    return lambda: int(count[0])
+
+
+def _timed(engine, clock: Callable[[], float]) -> float:
+    started = clock()
     engine.infer()
-    return (time.perf_counter() - started) * 1e3
+    return clock() - started
 
 
 def _memory_mib(field: str) -> float:

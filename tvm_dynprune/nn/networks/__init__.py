@@ -58,6 +58,9 @@ NETWORKS: dict[str, NetworkSpec] = {
     "resnet18": NetworkSpec(ResNet18, *_IMAGENET),
     "squeezenet1_1": NetworkSpec(SqueezeNet, *_IMAGENET),
     "mobilenet_v1": NetworkSpec(MobileNetV1, *_IMAGENET),
+    "mobilenet_v1_025": NetworkSpec(
+        partial(MobileNetV1, width=0.25), (3, 96, 96), 1000, *IMAGENET_STATISTICS
+    ),
     "mobilenet_v2": NetworkSpec(MobileNetV2, *_IMAGENET),
 }
 

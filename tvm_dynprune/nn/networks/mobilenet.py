@@ -89,14 +89,16 @@ class MobileNetV2(nn.Module):
 
 
 class MobileNetV1(nn.Module):
-    """MobileNetV1, width 1.0, for 224x224 images."""
+    """MobileNetV1 for 224x224 images; `width` multiplies the channels (section 3.3)."""
 
-    def __init__(self, classes: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, classes: int, mean: Sequence[float], std: Sequence[float], width: float = 1.0
+    ) -> None:
         super().__init__()
         self.normalise = Normalise(mean, std)
-        layers: list[nn.Module] = [_conv_bn_act(3, STEM_CHANNELS, 3, stride=2, activation=nn.ReLU)]
-        in_channels = STEM_CHANNELS
-        for channels, stride in SEPARABLE:
+        in_channels = int(STEM_CHANNELS * width)
+        layers: list[nn.Module] = [_conv_bn_act(3, in_channels, 3, stride=2, activation=nn.ReLU)]
+        for channels, stride in ((int(full * width), stride) for full, stride in SEPARABLE):
             layers += [
                 _conv_bn_act(
                     in_channels,

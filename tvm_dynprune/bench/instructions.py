@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instructions per inference on an emulated Cortex-A76: ours, and MNN's and ncnn's own wheels.
+
+python scripts/bench_instructions.py OUT [NETWORK...]
+
+One thread, fp32, batch 1, random weights, gates forced to a MAC cut of 70 %, the same counter for all.
+The peers run in Debian's Python for arm64, which is fetched into OUT with their wheels (apt, pip); what
+they take to be called from Python is counted too, some thousands of instructions. Needs a Debian of any
+architecture, qemu-user and g++-aarch64-linux-gnu. Prints Markdown.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tvm_dynprune.bench.device import measure_device_bench
+from tvm_dynprune.bench.engines import engine_module
+from tvm_dynprune.bench.forced import (
+    Forced,
+    Gating,
+    compile_forced,
+    force_gates,
+    outputs,
+    write_for_peers,
+)
+from tvm_dynprune.device import EmulatedDevice, build_bundle
+from tvm_dynprune.device.emulator import QEMU, build_counter
+from tvm_dynprune.runtime.rpc import connect
+from tvm_dynprune.soc import load_soc
+
+SOC, CPU = "raspberry-pi-5", "cortex-a76"
+GATING = Gating(group_size=4, mac_cut=0.7)
+NETWORKS = ("resnet20", "mobilenet_v1_025", "fashion_cnn", "compact_vgg")
+PEERS = {"mnn": "MNN", "ncnn": "ncnn"}
+DEBIAN = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "libgomp1")
+PLATFORMS = ("manylinux2014", "manylinux_2_17", "manylinux_2_27", "manylinux_2_28")
+TOLERANCE = 1e-3
+
+
+def main() -> None:
+    """Count, print Markdown."""
+    out = Path(sys.argv[1])
+    out.mkdir(parents=True, exist_ok=True)
+    python = fetch_python(out / "guest")
+    build_bundle(load_soc(SOC), out / "bundle", force=True)
+    print("| network | " + " | ".join(PEERS.values()), end=" | ")
+    print("ours, dense | / better peer | ours, gated | MAC cut | realised | / better peer |")
+    print("|---|" + "---|" * (len(PEERS) + 6))
+    for network in sys.argv[2:] or NETWORKS:
+        forced = force_gates(network, GATING, inputs=3)
+        peers = [count_peer(kind, forced, python) for kind in PEERS]
+        with tempfile.TemporaryDirectory() as folder:
+            artifact = compile_forced(forced, Path(folder) / "a", soc=SOC, lowering="auto")
+            with EmulatedDevice(out / "bundle", cpu=CPU, count_instructions=True) as device:
+                with connect(device.address) as phone:
+                    result = measure_device_bench(artifact, forced.images, phone, forced=True)
+        engines = result["engines"]
+        gated, dense = (engines[e]["median_instructions"] for e in ("dynprune", "dynprune_dense"))
+        cells = [*(f"{count / 1e6:.2f}" for count in peers), f"{dense / 1e6:.2f}"]
+        cells += [f"{dense / min(peers):.2f}", f"{gated / 1e6:.2f}", f"{result['mac_cut']:.1%}"]
+        cells += [f"{result['realised_fraction']:.2f}", f"{gated / min(peers):.2f}"]
+        print(f"| {network} | {' | '.join(cells)} |", flush=True)
+
+
+def fetch_python(folder: Path) -> list[str]:
+    """Unpack Debian's Python for arm64 with numpy and the peers; returns how to run it."""
+    root, debs, site = folder / "root", folder / "debs", folder / "site"
+    if not (folder / "complete").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        for path in (root, debs / "partial", site, folder / "lists/partial"):
+            path.mkdir(parents=True)
+        apt = ["apt-get", "-qq", "-oAPT::Architecture=arm64", "-oAPT::Architectures=arm64"]
+        apt += [f"-oDir::State::Lists={folder}/lists", "-oDir::State::Status=/dev/null"]
+        apt += [f"-oDir::Cache={folder}", f"-oDir::Cache::archives={debs}"]
+        run(*apt, "update")
+        run(*apt, "install", "--download-only", "--no-install-recommends", "-y", *DEBIAN)
+        for deb in debs.glob("*.deb"):
+            run("dpkg", "-x", str(deb), str(root))
+        version = next((root / "usr/bin").glob("python3.*")).name.removeprefix("python")
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site)]
+        pip += ["--only-binary=:all:", "--python-version", version]
+        pip += [f"--platform={name}_aarch64" for name in PLATFORMS]
+        run(*pip, "numpy", *PEERS.values())
+        (folder / "complete").touch()
+    interpreter = next((root / "usr/bin").glob("python3.*"))
+    paths = f"PYTHONPATH={site}:{Path(__file__).parents[1]}"
+    return [QEMU, "-cpu", CPU, "-L", str(root), "-E", paths, str(interpreter)]
+
+
+def run(*command: str) -> None:
+    """Run a command; what it says is for stderr."""
+    subprocess.run(command, check=True, stdout=sys.stderr)
+
+
+def count_peer(kind: str, forced: Forced, python: list[str]) -> float:
+    """Median of the instructions of the dense network's inferences, its outputs checked."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        write_for_peers(forced.dense, forced.name, work / "dense.onnx")
+        model = engine_module(kind).prepare(work / "dense.onnx", work)
+        np.save(work / "images.npy", forced.images)
+        clock, images = work / "clock", str(work / "images.npy")
+        spec = {"kind": kind, "model": str(model), "threads": 1, "options": {}, "batch": 1}
+        requests: list[dict] = []
+        for index in range(len(forced.images)):
+            requests += [{"index": index, "repeat": 3}, {"output": str(work / f"{index}.npy")}]
+        worker = ["-m", "tvm_dynprune.bench.worker", json.dumps(spec | {"clock": str(clock)})]
+        plugin = ["-plugin", f"{build_counter()},clock={clock}"]
+        done = subprocess.run(
+            ["setarch", "-R", python[0], *plugin, *python[1:], *worker, images],
+            input="\n".join(map(json.dumps, requests)),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+        found = np.concatenate([np.load(work / f"{i}.npy") for i in range(len(forced.images))])
+    error = float(np.abs(found - outputs(forced.dense, forced.images)).max())
+    if not error < TOLERANCE:
+        sys.exit(f"{kind} computes {forced.name} with an error of {error:.1e}")
+    return float(np.median([counts[-1] for counts in answers]))
+
+
+if __name__ == "__main__":
+    main()
