@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instructions per inference on an emulated Cortex-A76: ours, and MNN's and ncnn's own wheels.
+"""Instructions per inference on an emulated Cortex-A76: this package's against MNN's and ncnn's.
 
-python scripts/bench_instructions.py OUT [NETWORK...]
+scripts/bench_instructions [OUT_DIR] [NETWORK...]
 
-One thread, fp32, batch 1, random weights, gates forced to a MAC cut of 70 %, the same counter for all.
-The peers run in Debian's Python for arm64, which is fetched into OUT with their wheels (apt, pip); what
-they take to be called from Python is counted too, some thousands of instructions. Needs a Debian of any
-architecture, qemu-user and g++-aarch64-linux-gnu. Prints Markdown.
+One thread, fp32, batch 1, random weights, gates forced to a MAC cut of 70 %, one counter for all.
+The peers run in Debian's Python for arm64, fetched into OUT_DIR with their wheels (apt, pip); what
+they take to be called from Python, some thousands of instructions, is counted too. Needs Debian,
+qemu-user and g++-aarch64-linux-gnu. Prints Markdown.
 """
 
 import json

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One engine in a process of its own: reads requests from stdin, answers on stdout, in JSON lines.
 
-``{"index": i, "repeat": r}`` is answered with r latencies of input i, in ms, or in instructions if the
-specification names the ``clock`` that an emulator counts them in; ``{"output": path}`` with true, once
-the output of the input before is written there; ``{"memory": 0}`` with the peak memory in MiB that
-the process has used since before it loaded the engine.
+``{"index": i, "repeat": r}`` is answered with r latencies of input i, in ms, or in instructions if
+the specification names the ``clock`` that an emulator counts them in; ``{"output": path}`` with
+true, once the output of the input before is written there; ``{"memory": 0}`` with the peak memory
+in MiB that the process has used since before it loaded the engine.
 """
 
 import json
