@@ -20,6 +20,7 @@ EXPECTED: dict[str, tuple[int, int, dict[str, int]]] = {
     "compact_vgg": (7, 6, {"first convolution": 1}),
     "squeezenet1_1": (26, 24, {"first convolution": 1, "classifier": 1}),
     "mobilenet_v1": (27, 14, {"first convolution": 1, "expansion": 12}),
+    "mobilenet_v1_025": (27, 14, {"first convolution": 1, "expansion": 12}),
     "mobilenet_v2": (52, 18, {"first convolution": 1, "expansion": 16, "linear projection": 17}),
 }
 

@@ -16,6 +16,7 @@ from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.tune import workers
 from tvm_dynprune.tune.best import read_best
+from tvm_dynprune.tune.finals import NEAR
 from tvm_dynprune.tune.log import FINALS, read_trials
 from tvm_dynprune.tune.progress import Budget, Progress
 from tvm_dynprune.tune.space import own_choice
@@ -63,7 +64,7 @@ def test_a_killed_run_is_resumed_and_measures_nothing_twice(tmp_path: Path):
     for one in result.tasks:
         best = read_best(folder)[workload_key(one.task.spec)]
         mine = {t.schedule: t.expected_s for t in trials if t.task == workload_key(one.task.spec)}
-        near = {key: s for key, s in mine.items() if s <= 1.06 * min(mine.values())}
+        near = {key: s for key, s in mine.items() if s <= NEAR * min(mine.values())}
         assert best.schedule.to_json() in near
         finals = {
             t.schedule: t.expected_s for t in read_trials(folder, FINALS) if t.schedule in mine

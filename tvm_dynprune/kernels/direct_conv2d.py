@@ -7,6 +7,9 @@ dilation, padding and channel count.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import numpy as np
 from tvm import tirx
@@ -16,9 +19,11 @@ from tvm_dynprune.kernels.conv2d import LINE, Conv2d, Conv2dBuilder, ask_for, re
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVector
 from tvm_dynprune.kernels.reduction import Step
-from tvm_dynprune.kernels.tiling import Part, Tile, tile_size, tiles
+from tvm_dynprune.kernels.registers import registers
+from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, Tile, cut, tile_size, tiles
 
 _FEW_PIXELS = 64
+_MOST_VECTORS = 8  # computed together: as many streams of weights as hardware follows
 _IN_TURNS = 4  # pixels, as many as a multiply-add takes cycles
 _FEW_BLOCKS = 16  # whose open ones may not keep all threads busy
 _MOST_PARTS = 2
@@ -67,6 +72,19 @@ def direct_conv2d(spec: Conv2d) -> tirx.PrimFunc:
     return _Builder(spec).build()
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """What accumulators (vectors, pixels) start with, are multiplied by, and become.
+
+    ``start(acc)``, ``weight(step, vector, lane)``, ``finish(acc, tile, row, column)``.
+    """
+
+    vectors: int
+    weight: Callable[..., Any]
+    start: Callable[..., None]
+    finish: Callable[..., None]
+
+
 class _Builder(Conv2dBuilder):
     _prefetch: Callable[[tuple], None] | None = None
 
@@ -77,8 +95,27 @@ class _Builder(Conv2dBuilder):
     def sample(self, n) -> None:
         if self.spec.input_outer:
             self._sample_input_outer(n)
+        elif self._vectors > 1:
+            self._sample_by_vectors(n)
         else:
             super().sample(n)
+
+    @property
+    def _vectors(self) -> int:
+        """Output blocks that are computed together: few pixels alone leave registers idle."""
+        spec = self.spec
+        if spec.visit != "all" or spec.open_in:
+            return 1
+        pixels = spec.y.height * spec.y.width
+        weights = spec.x.lanes if self._by_vector else 1
+        most = (spec.registers - SPARE_REGISTERS) // (pixels + weights)
+        return max(1, min(most, _MOST_VECTORS, spec.y.blocks))
+
+    def _sample_by_vectors(self, n) -> None:
+        """Several blocks at a time, then the rest."""
+        for start, vectors, count in cut(self.spec.y.blocks, self._vectors):
+            with T.parallel(0, count) as i:
+                self._blocks(n, start + i * vectors, vectors, Part())
 
     @property
     def parts(self) -> int:
@@ -92,20 +129,26 @@ class _Builder(Conv2dBuilder):
         return tiles(y.height, y.width, self.spec.schedule.tile or rule)
 
     def block(self, n, block, part: Part) -> None:
+        self._blocks(n, block, 1, part)
+
+    def _blocks(self, n, block, vectors: int, part: Part) -> None:
+        """Emit `vectors` neighbouring vectors of output channels, a part of the pixels."""
         spec = self.spec
 
-        def weight(step: Step, v):
-            return self.weight[(block, *step.weight, v)]
+        def weight(step: Step, k: int, v):
+            return self.weight[(block + k, *step.weight, v)]
 
-        def start(acc, t) -> None:
-            with T.vectorized(0, self.lanes) as v:
-                value = self.bias[block * self.lanes + v] if spec.bias else T.float32(0)
-                T.buffer_store(acc, value, [t, v])
+        def start(acc) -> None:
+            for (k, _), one in np.ndenumerate(acc):
+                with T.vectorized(0, self.lanes) as v:
+                    bias = self.bias[(block + k) * self.lanes + v] if spec.bias else T.float32(0)
+                    T.buffer_store(one, bias, [v])
 
         def finish(acc, tile: Tile, row, column) -> None:
-            for t, (i, j) in enumerate(tile.pixels):
+            for (k, t), one in np.ndenumerate(acc):
+                i, j = tile.pixels[t]
                 with T.vectorized(0, self.lanes) as v:
-                    self.store(acc[t, v], n, block, row + i, column + j, v)
+                    self.store(one[v], n, block + k, row + i, column + j, v)
 
         def prefetch(following: tuple) -> None:
             for lane in range(0, spec.x.lanes, max(1, LINE // self.lanes)):
@@ -113,9 +156,10 @@ class _Builder(Conv2dBuilder):
 
         slow = prefetches(spec) and not spec.schedule.quick_weights
         self._prefetch = prefetch if slow else None
-        self._pixels(n, part, weight, start, finish)
+        self._pixels(n, part, _Sums(vectors, weight, start, finish))
         with part.first():
-            zero_halo(self.y, spec.y, n, block)
+            for k in range(vectors):
+                zero_halo(self.y, spec.y, n, block + k)
 
     def _sample_input_outer(self, n) -> None:
         """Threads share the open input channels, each of which adds to every output."""
@@ -144,9 +188,10 @@ class _Builder(Conv2dBuilder):
         """Add the products of `count` items of the input list to all pixels of one block."""
         spec, y, lanes = self.spec, self.spec.y, self.lanes
         pixels, channels = y.height * y.width, spec.x.channels // spec.reduction.list_length
-        acc = T.alloc_buffer((pixels, lanes), "float32", scope="local")
-        with T.unroll(0, pixels) as t, T.vectorized(0, lanes) as v:
-            T.buffer_store(acc, T.float32(0), [t, v])
+        acc = registers(pixels, lanes=lanes)
+        for t in range(pixels):
+            with T.vectorized(0, lanes) as v:
+                T.buffer_store(acc[t], T.float32(0), [v])
         with T.serial(0, count) as k, T.grid(*spec.kernel) as (i, j), T.serial(0, channels) as c:
             item = self.list_in[n, start + k]
             channel = item * channels + c
@@ -156,64 +201,74 @@ class _Builder(Conv2dBuilder):
                 x = self.x[self._input(n, step, t // y.width, t % y.width)]
                 with T.vectorized(0, lanes) as v:
                     product = x * self.weight[item, at[1], i, j, c, v]
-                    T.buffer_store(acc, acc[t, v] + product, [t, v])
-        with T.unroll(0, pixels) as t, T.vectorized(0, lanes) as v:
-            T.buffer_store(sums, sums[(*at, t, v)] + acc[t, v], [*at, t, v])
+                    T.buffer_store(acc[t], acc[t][v] + product, [v])
+        for t in range(pixels):
+            with T.vectorized(0, lanes) as v:
+                T.buffer_store(sums, sums[(*at, t, v)] + acc[t][v], [*at, t, v])
 
-    def _pixels(self, n, part: Part, weight, start, finish) -> None:
-        """A part of one vector of output channels, a tile of accumulators at a time."""
+    def _pixels(self, n, part: Part, sums: _Sums) -> None:
+        """A part of the pixels, a tile of accumulators at a time."""
         for k, tile in enumerate(self._tiles):
             with part.share(tile.row_count, k) as i, T.serial(0, tile.column_count) as j:
                 row = tile.row + i * tile.height
                 column = tile.column + j * tile.width
-                self._tile(n, tile, row, column, weight, start, finish)
+                self._tile(n, tile, row, column, sums)
 
-    def _tile(self, n, tile: Tile, row, column, weight, start, finish) -> None:
-        spec, pixels = self.spec, len(tile.pixels)
-        acc = T.alloc_buffer((pixels, self.lanes), "float32", scope="local")
-        totals = acc
-        if spec.reduction.chunked:
-            totals = T.alloc_buffer((pixels, self.lanes), "float32", scope="local")
-            with T.unroll(0, pixels) as t, T.vectorized(0, self.lanes) as v:
-                T.buffer_store(acc, T.float32(0), [t, v])
-        with T.unroll(0, pixels) as t:
-            start(totals, t)
-
-        def end_chunk() -> None:
-            with T.unroll(0, pixels) as t, T.vectorized(0, self.lanes) as v:
-                T.buffer_store(totals, totals[t, v] + acc[t, v], [t, v])
-                T.buffer_store(acc, T.float32(0), [t, v])
-
-        lists = (self.list_in, self.count_in) if spec.open_in else (None, None)
+    @property
+    def _by_vector(self) -> bool:
+        """Whether a vector of input channels is read at a time, and multiplied lane by lane."""
+        spec = self.spec
         # Kernels of one pixel are merged into others, by passes of TVM's that know no vectors.
         several = spec.y.height * spec.y.width > 1 and spec.x.lanes == self.lanes
-        by_vector = spec.by_lane and spec.by_input_block and several
+        return spec.by_lane and spec.by_input_block and several
+
+    def _tile(self, n, tile: Tile, row, column, sums: _Sums) -> None:
+        spec, shape = self.spec, (sums.vectors, len(tile.pixels))
+        acc = registers(*shape, lanes=self.lanes)
+        totals = acc
+        if spec.reduction.chunked:
+            totals = registers(*shape, lanes=self.lanes)
+            for one in acc.flat:
+                with T.vectorized(0, self.lanes) as v:
+                    T.buffer_store(one, T.float32(0), [v])
+        sums.start(totals)
+
+        def end_chunk() -> None:
+            for one, total in zip(acc.flat, totals.flat, strict=True):
+                with T.vectorized(0, self.lanes) as v:
+                    T.buffer_store(total, total[v] + one[v], [v])
+                    T.buffer_store(one, T.float32(0), [v])
+
+        lists = (self.list_in, self.count_in) if spec.open_in else (None, None)
+        by_vector = self._by_vector
         loops = spec.reduction.loops(n, *lists, end_chunk, self._prefetch, by_vector=by_vector)
         with loops as step:
-            places = [(t, row + i, column + j) for t, (i, j) in enumerate(tile.pixels)]
+            places = [(row + i, column + j) for i, j in tile.pixels]
             if by_vector:
-                self._add_by_lane(n, acc, step, places, weight)
+                self._add_by_lane(n, acc, step, places, sums.weight)
                 places = []
-            for t, *place in places:
+            for t, place in enumerate(places):
                 x = self.x[self._input(n, step, *place)]
-                with T.vectorized(0, self.lanes) as v:
-                    T.buffer_store(acc, acc[t, v] + x * weight(step, v), [t, v])
+                for k, one in enumerate(acc[:, t]):
+                    with T.vectorized(0, self.lanes) as v:
+                        T.buffer_store(one, one[v] + x * sums.weight(step, k, v), [v])
         if spec.reduction.chunked:
-            with T.unroll(0, pixels) as t, T.vectorized(0, self.lanes) as v:
-                T.buffer_store(acc, acc[t, v] + totals[t, v], [t, v])
-        finish(acc, tile, row, column)
+            for one, total in zip(acc.flat, totals.flat, strict=True):
+                with T.vectorized(0, self.lanes) as v:
+                    T.buffer_store(one, one[v] + total[v], [v])
+        sums.finish(acc, tile, row, column)
 
     def _add_by_lane(self, n, acc, step: Step, places: list[tuple], weight) -> None:
         """Multiply all channels of a block: pixels in turns, so that none waits for its own sum."""
         lanes, v = self.spec.x.lanes, T.Ramp(0, 1, self.lanes)
         for first in range(0, len(places), _IN_TURNS):
             some = places[first : first + _IN_TURNS]
-            starts = [self._input(n, step, *place)[:-1] for _, *place in some]
+            starts = [self._input(n, step, *place)[:-1] for place in some]
             inputs = [repeated_lanes(self.x, start, lanes) for start in starts]
-            for lane in range(lanes):
-                for (t, *_), x in zip(some, inputs, strict=True):
-                    product = x[lane] * weight(step.at_lane(lane), v)
-                    T.buffer_store(acc, acc[t, v] + product, [t, v])
+            for lane, k in product(range(lanes), range(len(acc))):
+                for one, x in zip(acc[k, first:], inputs, strict=False):
+                    value = one[v] + x[lane] * weight(step.at_lane(lane), k, v)
+                    T.buffer_store(one, value, [v])
 
     def _input(self, n, step: Step, row, column) -> tuple:
         """Where in x the element is."""
@@ -238,21 +293,23 @@ class _Builder(Conv2dBuilder):
                 copy(packed, row, lambda every: self.weight[block, channel, i, j, every])
         bias = self.gathered_bias(vector) if spec.bias else None
 
-        def weight(step: Step, v):
+        def weight(step: Step, _k: int, v):
             return packed[_flat((step.index, step.kh, step.kw), rows), v]
 
-        def start(acc, t) -> None:
-            with T.vectorized(0, lanes) as v:
-                T.buffer_store(acc, T.float32(0) if bias is None else bias[0, v], [t, v])
+        def start(acc) -> None:
+            for one in acc.flat:
+                with T.vectorized(0, lanes) as v:
+                    T.buffer_store(one, T.float32(0) if bias is None else bias[0, v], [v])
 
         def finish(acc, tile: Tile, row, column) -> None:
             places = [(row + i, column + j) for i, j in tile.pixels]
             values = T.alloc_buffer((len(places), lanes), "float32")
-            with T.unroll(0, len(places)) as t, T.vectorized(0, lanes) as v:
-                T.buffer_store(values, acc[t, v], [t, v])
+            for t, one in enumerate(acc.flat):
+                with T.vectorized(0, lanes) as v:
+                    T.buffer_store(values, one[v], [t, v])
             self.scatter(n, vector, values, places)
 
-        self._pixels(n, Part(), weight, start, finish)
+        self._pixels(n, Part(), _Sums(1, weight, start, finish))
 
 
 def _flat(index: Sequence, shape: Sequence[int]):

@@ -4,6 +4,8 @@
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
 
+from tvm_dynprune.kernels.registers import registers
+
 ACCUMULATORS = 12  # enough for two units of latency 4 to 6, few enough for 16 registers
 STEPS = 100_000
 
@@ -15,13 +17,17 @@ def fma_peak(lanes: int) -> tirx.PrimFunc:
             T.func_attr({"tirx.noalias": True})
             x = T.arg("x", T.buffer((2, lanes), "float32"))
             y = T.arg("y", T.buffer((ACCUMULATORS, lanes), "float32"))
-            acc = T.alloc_buffer((ACCUMULATORS, lanes), "float32", scope="local")
-            with T.unroll(0, ACCUMULATORS) as i, T.vectorized(0, lanes) as v:
-                T.buffer_store(acc, y[i, v], [i, v])
-            with T.serial(0, STEPS), T.unroll(0, ACCUMULATORS) as i, T.vectorized(0, lanes) as v:
-                T.buffer_store(acc, acc[i, v] * x[0, v] + x[1, v], [i, v])
-            with T.unroll(0, ACCUMULATORS) as i, T.vectorized(0, lanes) as v:
-                T.buffer_store(y, acc[i, v], [i, v])
+            acc = registers(ACCUMULATORS, lanes=lanes)
+            for i, one in enumerate(acc):
+                with T.vectorized(0, lanes) as v:
+                    T.buffer_store(one, y[i, v], [v])
+            with T.serial(0, STEPS):
+                for one in acc:
+                    with T.vectorized(0, lanes) as v:
+                        T.buffer_store(one, one[v] * x[0, v] + x[1, v], [v])
+            for i, one in enumerate(acc):
+                with T.vectorized(0, lanes) as v:
+                    T.buffer_store(y, one[v], [i, v])
     return builder.get()
 
 

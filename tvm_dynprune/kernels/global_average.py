@@ -7,6 +7,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
 
 from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.kernels.registers import registers
 
 _SUMS = 8  # independent sums, so that the additions' latency overlaps
 
@@ -51,22 +52,24 @@ def global_average(spec: GlobalAverage) -> tirx.PrimFunc:
 
 def _block(size: FeatureMap, x, y, n, block) -> None:
     sums, halo = min(_SUMS, size.width), size.halo
-    acc = T.alloc_buffer((sums, size.lanes), "float32", scope="local")
-    with T.unroll(0, sums) as s, T.vectorized(0, size.lanes) as v:
-        T.buffer_store(acc, T.float32(0), [s, v])
+    acc = registers(sums, lanes=size.lanes)
+    for s in range(sums):
+        with T.vectorized(0, size.lanes) as v:
+            T.buffer_store(acc[s], T.float32(0), [v])
     with T.serial(0, size.height) as row:
-        with T.serial(0, size.width // sums) as step, T.unroll(0, sums) as s:
-            with T.vectorized(0, size.lanes) as v:
-                value = x[n, block, row + halo, step * sums + s + halo, v]
-                T.buffer_store(acc, acc[s, v] + value, [s, v])
+        with T.serial(0, size.width // sums) as step:
+            for s in range(sums):
+                with T.vectorized(0, size.lanes) as v:
+                    value = x[n, block, row + halo, step * sums + s + halo, v]
+                    T.buffer_store(acc[s], acc[s][v] + value, [v])
         rest = size.width % sums
-        if rest:
-            with T.unroll(0, rest) as s, T.vectorized(0, size.lanes) as v:
+        for s in range(rest):
+            with T.vectorized(0, size.lanes) as v:
                 value = x[n, block, row + halo, size.width - rest + s + halo, v]
-                T.buffer_store(acc, acc[s, v] + value, [s, v])
+                T.buffer_store(acc[s], acc[s][v] + value, [v])
     with T.vectorized(0, size.lanes) as v:
-        total = acc[0, v]
+        total = acc[0][v]
         for s in range(1, sums):
-            total = total + acc[s, v]
+            total = total + acc[s][v]
         mean = total * T.float32(1.0 / (size.height * size.width))
         T.buffer_store(y, mean, [n, block, 0, 0, v])

@@ -22,7 +22,7 @@ def open_list(batch: int, channels: int, unit: int) -> tirx.PrimFunc:
             with T.serial(0, batch) as n:
                 # No branches: half-open gates would mispredict every other one.
                 any_open = T.alloc_buffer((length,), "int32")
-                ends = T.alloc_buffer((2,), "int32", scope="local")
+                ends = T.alloc_buffer((2,), "int32")
                 T.buffer_store(ends, T.int32(0), [1])
                 with T.serial(0, length) as i:
                     found = T.cast(_any(is_open, n, i, channels, unit), "int32")

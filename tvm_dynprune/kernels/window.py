@@ -15,6 +15,7 @@ from tvm.script.ir_builder import IRBuilder, tirx as T
 
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
+from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import Tile, tile_size, tiles
 
 _LOWEST = float(np.finfo("float32").min)
@@ -139,22 +140,35 @@ class _Builder:
 
     def _tile(self, n, block, tile: Tile, row, column, clamps: tuple[bool, bool]) -> None:
         spec, pixels = self.spec, tile.height * tile.width
-        acc = T.alloc_buffer((pixels, self.lanes), "float32", scope="local")
-        with T.unroll(0, pixels) as t, T.vectorized(0, self.lanes) as v:
-            start = T.float32(_LOWEST if spec.kind == "max" else 0)
-            value = self.bias[block * self.lanes + v] if spec.bias else start
-            T.buffer_store(acc, value, [t, v])
-        with T.grid(*spec.kernel) as (i, j):
-            for t in range(pixels):
+        acc = registers(pixels, lanes=self.lanes)
+        for one in acc:
+            with T.vectorized(0, self.lanes) as v:
+                start = T.float32(_LOWEST if spec.kind == "max" else 0)
+                value = self.bias[block * self.lanes + v] if spec.bias else start
+                T.buffer_store(one, value, [v])
+        with T.serial(0, spec.kernel[0]) as i:
+            for t, j in self._by_input(tile):
                 at = (row + t // tile.width, column + t % tile.width)
                 with T.vectorized(0, self.lanes) as v:
                     x = self.x[(n, block, *self._position(at, i, j, clamps), v)]
-                    T.buffer_store(acc, self._step(acc[t, v], x, block, i, j, v), [t, v])
+                    T.buffer_store(acc[t], self._step(acc[t][v], x, block, i, j, v), [v])
         for t in range(pixels):
             r, c = row + t // tile.width, column + t % tile.width
             with T.vectorized(0, self.lanes) as v:
-                value = self._finish(acc[t, v], n, block * self.lanes + v, r, c)
+                value = self._finish(acc[t][v], n, block * self.lanes + v, r, c)
                 T.buffer_store(self.y, value, [n, block, r + spec.y.halo, c + spec.y.halo, v])
+
+    def _by_input(self, tile: Tile) -> list[tuple[int, int]]:
+        """(pixel, column of the window), such that all that read an input follow each other."""
+        stride, step = self.spec.stride[1], self.spec.dilation[1]
+        pairs = product(range(tile.height * tile.width), range(self.spec.kernel[1]))
+        return sorted(
+            pairs,
+            key=lambda pair: (
+                pair[0] // tile.width,
+                pair[0] % tile.width * stride + pair[1] * step,
+            ),
+        )
 
     def _position(self, at: tuple, i, j, clamps: tuple[bool, bool]) -> list:
         spec, result = self.spec, []

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import Buffer
@@ -13,6 +14,7 @@ from tvm.tirx import Buffer
 from tvm_dynprune.kernels.conv2d import LINE, Conv2dBuilder, ask_for, repeated_lanes
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVector
+from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import Part, cut, cut_evenly
 from tvm_dynprune.kernels.winograd import Winograd, pieces
 from tvm_dynprune.kernels.winograd_transforms import output_transform, weight_transform
@@ -222,15 +224,15 @@ class _Builder(Conv2dBuilder):
     def _transform_weight(self, transformed, channel: _Channel, given: Callable) -> None:
         """G g G^T of the weights of one input channel."""
         points, m = self.winograd.side, self.winograd.m
-        e = T.alloc_buffer((points, 3, self.lanes), "float32", scope="local")
+        e = registers(points, 3, lanes=self.lanes)
         with T.vectorized(0, self.lanes) as v:
             for j in range(3):
                 column = [given(i, j, v) for i in range(3)]
                 for i, value in enumerate(weight_transform(column, m)):
-                    T.buffer_store(e, value, [i, j, v])
+                    T.buffer_store(e[i, j], value, [v])
         with T.vectorized(0, self.lanes) as v:
             for i in range(points):
-                row = weight_transform([e[i, j, v] for j in range(3)], m)
+                row = weight_transform([e[i, j][v] for j in range(3)], m)
                 for j, value in enumerate(row):
                     T.buffer_store(transformed, value, [i * points + j, channel.index, v])
 
@@ -260,10 +262,11 @@ class _Builder(Conv2dBuilder):
     def _tile(self, total: _Sum, point, at_once: int, tile, size: int) -> None:
         """`at_once` points of `size` tiles, in registers."""
         part, spec = total.part, self.winograd
-        acc = T.alloc_buffer((at_once * size, self.lanes), "float32", scope="local")
+        acc = registers(at_once * size, lanes=self.lanes)
         places = [(q * size + t, point + q, tile + t) for q in range(at_once) for t in range(size)]
-        with T.unroll(0, len(places)) as k, T.vectorized(0, self.lanes) as v:
-            T.buffer_store(acc, T.float32(0), [k, v])
+        for one in acc:
+            with T.vectorized(0, self.lanes) as v:
+                T.buffer_store(one, T.float32(0), [v])
         by_vector = self.spec.by_lane and not spec.by_channel
         channels = self._channels(part.n, total.first, total.count, by_vector=by_vector)
         with channels as channel:
@@ -275,10 +278,10 @@ class _Builder(Conv2dBuilder):
             for (k, p, _), where in zip(places, at, strict=False):
                 with T.vectorized(0, self.lanes) as v:
                     product = self.u[(*where, channel.lane)] * total.weight(p, channel, v)
-                    T.buffer_store(acc, acc[k, v] + product, [k, v])
+                    T.buffer_store(acc[k], acc[k][v] + product, [v])
         for k, p, t in places:
             with T.vectorized(0, self.lanes) as v:
-                value = part.products[p, t, v] + acc[k, v] if total.adds else acc[k, v]
+                value = part.products[p, t, v] + acc[k][v] if total.adds else acc[k][v]
                 T.buffer_store(part.products, value, [p, t, v])
 
     def _add_by_lane(self, acc, places: list, at: list[tuple], channel: _Channel, weight) -> None:
@@ -291,7 +294,7 @@ class _Builder(Conv2dBuilder):
                 one = _Channel(channel.index + lane, channel.block, lane)
                 for (k, p, _), u in zip(places[some], inputs, strict=True):
                     product = u[lane] * weight(p, one, v)
-                    T.buffer_store(acc, acc[k, v] + product, [k, v])
+                    T.buffer_store(acc[k], acc[k][v] + product, [v])
 
     def _transform_back(self, part: _Part, strip: _Strip, first) -> None:
         """A^T products A of every tile of a strip whose first row of tiles is given; epilogue."""
@@ -305,18 +308,18 @@ class _Builder(Conv2dBuilder):
 
     def _tile_back(self, part: _Part, tile, at: tuple, size: tuple[int, int]) -> None:
         m, points = self.winograd.m, self.winograd.side
-        e = T.alloc_buffer((m, points, self.lanes), "float32", scope="local")
+        e = registers(m, points, lanes=self.lanes)
         with T.vectorized(0, self.lanes) as v:
             for c in range(points):
                 column = [part.products[r * points + c, tile, v] for r in range(points)]
                 for r, value in enumerate(output_transform(column, m)):
-                    T.buffer_store(e, value, [r, c, v])
+                    T.buffer_store(e[r, c], value, [v])
         if isinstance(part.block, _Gathered):
             self._scatter(part, part.block, e, at, size)
             return
         with T.vectorized(0, self.lanes) as v:
             for r in range(size[0]):
-                values = output_transform([e[r, c, v] for c in range(points)], m)
+                values = output_transform([e[r, c][v] for c in range(points)], m)
                 for c in range(size[1]):
                     value = values[c]
                     if self.spec.bias:
@@ -324,14 +327,14 @@ class _Builder(Conv2dBuilder):
                     self.store(value, part.n, part.block, at[0] + r, at[1] + c, v)
 
     def _scatter(
-        self, part: _Part, gathered: _Gathered, e: Buffer, at: tuple, size: tuple[int, int]
+        self, part: _Part, gathered: _Gathered, e: np.ndarray, at: tuple, size: tuple[int, int]
     ) -> None:
         """The second half of the transform back, to the channels of a gathered vector."""
         m, points = self.winograd.m, self.winograd.side
         results = T.alloc_buffer((size[0] * size[1], self.lanes), "float32")
         with T.vectorized(0, self.lanes) as v:
             for r in range(size[0]):
-                values = output_transform([e[r, c, v] for c in range(points)], m)
+                values = output_transform([e[r, c][v] for c in range(points)], m)
                 for c in range(size[1]):
                     bias = T.float32(0) if gathered.bias is None else gathered.bias[0, v]
                     T.buffer_store(results, values[c] + bias, [r * size[1] + c, v])

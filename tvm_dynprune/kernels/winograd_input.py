@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
 
+from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import Part, parallel
 from tvm_dynprune.kernels.winograd import Winograd
 from tvm_dynprune.kernels.winograd_transforms import input_transform
@@ -60,7 +61,7 @@ def _transform_block(spec: Winograd, x, u, n, block, part: Part) -> None:
             with part.share(row_count, k) as i, T.serial(0, column_count) as j:
                 tile = (row + i) * spec.columns + column + j
                 at_row, at_column = top + (row + i) * spec.m, left + (column + j) * spec.m
-                d = T.alloc_buffer((points, points, size.lanes), "float32", scope="local")
+                d = registers(points, points, lanes=size.lanes)
                 with T.vectorized(0, size.lanes) as v:
                     for c in range(points):
                         values = [
@@ -70,10 +71,10 @@ def _transform_block(spec: Winograd, x, u, n, block, part: Part) -> None:
                             for r in range(points)
                         ]
                         for r, value in enumerate(input_transform(values)):
-                            T.buffer_store(d, value, [r, c, v])
+                            T.buffer_store(d[r, c], value, [v])
                 with T.vectorized(0, size.lanes) as v:
                     for r in range(points):
-                        values = input_transform([d[r, c, v] for c in range(points)])
+                        values = input_transform([d[r, c][v] for c in range(points)])
                         for c, value in enumerate(values):
                             at = [n, r * points + c, block * spec.tiles + tile, v]
                             T.buffer_store(u, value, at)

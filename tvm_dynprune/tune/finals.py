@@ -15,7 +15,7 @@ from tvm_dynprune.tune.task import TuningTask
 from tvm_dynprune.tune.workers import Workers
 
 _FINALISTS = 8
-_NEAR = 1.25  # times the fastest: the clock of a shared machine moves by a fifth between batches
+NEAR = 1.25  # times the fastest: the clock of a shared machine moves by a fifth between batches
 _TURNS = 7
 
 
@@ -39,7 +39,7 @@ def play_finals(
             return
         key = workload_key(task.spec)
         ran = [trial for trial in ranked if trial.task == key]
-        near = [trial for trial in ran if trial.expected_s <= _NEAR * ran[0].expected_s]
+        near = [trial for trial in ran if trial.expected_s <= NEAR * ran[0].expected_s]
         finalists = near[:_FINALISTS]
         if len(finalists) > 1 and any((key, each.schedule) not in known for each in finalists):
             schedules = [Schedule.from_json(trial.schedule) for trial in finalists]
