@@ -151,7 +151,7 @@ class _Builder(Conv2dBuilder):
                     self.store(one[v], n, block + k, row + i, column + j, v)
 
         def prefetch(following: tuple) -> None:
-            for lane in range(0, spec.x.lanes, max(1, LINE // self.lanes)):
+            for lane in range(0, spec.reduction.block_channels, max(1, LINE // self.lanes)):
                 ask_for(self.weight, (block, *following, lane, 0))
 
         slow = prefetches(spec) and not spec.schedule.quick_weights
@@ -260,12 +260,12 @@ class _Builder(Conv2dBuilder):
 
     def _add_by_lane(self, n, acc, step: Step, places: list[tuple], weight) -> None:
         """Multiply all channels of a block: pixels in turns, so that none waits for its own sum."""
-        lanes, v = self.spec.x.lanes, T.Ramp(0, 1, self.lanes)
+        spec, lanes, v = self.spec, self.spec.x.lanes, T.Ramp(0, 1, self.lanes)
         for first in range(0, len(places), _IN_TURNS):
             some = places[first : first + _IN_TURNS]
             starts = [self._input(n, step, *place)[:-1] for place in some]
             inputs = [repeated_lanes(self.x, start, lanes) for start in starts]
-            for lane, k in product(range(lanes), range(len(acc))):
+            for lane, k in product(range(spec.reduction.block_channels), range(len(acc))):
                 for one, x in zip(acc[k, first:], inputs, strict=False):
                     value = one[v] + x[lane] * weight(step.at_lane(lane), k, v)
                     T.buffer_store(one, value, [v])

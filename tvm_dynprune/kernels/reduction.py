@@ -70,7 +70,14 @@ class Reduction:
         by_block = not self.listed or self.unit % lanes == 0
         if self.x.channels % lanes == 0 and by_block:
             return "blocks"
+        if self.x.channels < lanes and not self.listed:  # an image's colours
+            return "blocks"
         return "channel_outer" if self.pixels <= _FEW_PIXELS else "window_outer"
+
+    @property
+    def block_channels(self) -> int:
+        """Channels of a block, in order "blocks"."""
+        return min(self.x.lanes, self.x.channels)
 
     @property
     def list_length(self) -> int:
@@ -80,9 +87,9 @@ class Reduction:
     @property
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the packed weights, but for the output channels."""
-        (kh, kw), channels, lanes = self.kernel, self.x.channels, self.x.lanes
+        (kh, kw), channels, block = self.kernel, self.x.channels, self.block_channels
         return {
-            "blocks": (channels // lanes, kh, kw, lanes),
+            "blocks": (channels // block, kh, kw, block),
             "window_outer": (kh, kw, channels),
             "channel_outer": (channels, kh, kw),
         }[self.order]
@@ -94,8 +101,7 @@ class Reduction:
         moved = np.moveaxis(weight, -3, -1)
         if self.order == "window_outer":
             return moved
-        lanes, (kh, kw) = self.x.lanes, self.kernel
-        split = moved.reshape(*weight.shape[:-3], kh, kw, -1, lanes)
+        split = moved.reshape(*weight.shape[:-3], *self.kernel, -1, self.block_channels)
         return np.moveaxis(split, -2, -4)
 
     @property
@@ -108,8 +114,8 @@ class Reduction:
     @property
     def _rows(self) -> int:
         """Rows of the window that are one chunk of a block; 0 if whole blocks are."""
-        (kh, kw), lanes = self.kernel, self.x.lanes
-        return max(1, _ROWS_CHUNK // (kw * lanes)) if kh * kw * lanes > _LARGE_WINDOW else 0
+        (kh, kw), block = self.kernel, self.block_channels
+        return max(1, _ROWS_CHUNK // (kw * block)) if kh * kw * block > _LARGE_WINDOW else 0
 
     @property
     def _columns(self) -> int:
@@ -120,7 +126,7 @@ class Reduction:
     def _items(self) -> int:
         """Items of the list that are one chunk."""
         kh, kw = self.kernel
-        return max(1, _CHUNK // (kh * kw * (self.x.lanes if self.order == "blocks" else 1)))
+        return max(1, _CHUNK // (kh * kw * (self.block_channels if self.order == "blocks" else 1)))
 
     @contextmanager
     def loops(
@@ -150,7 +156,7 @@ class Reduction:
                     with T.serial(0, kw) as j:
                         if prefetch is not None:
                             prefetch((later, i, j))
-                        with T.serial(0, 1 if by_vector else self.x.lanes) as lane:
+                        with T.serial(0, 1 if by_vector else self.block_channels) as lane:
                             index = at * self.x.lanes + lane
                             yield Step(block, lane, i, j, index, (block, i, j, lane))
         elif self.order == "window_outer":
@@ -177,7 +183,7 @@ class Reduction:
         lanes = self.x.lanes
         with self._open(n, items, count, _LATER) as (at, item, later):
             if self.order == "blocks":
-                with T.serial(0, lanes) as lane:
+                with T.serial(0, self.block_channels) as lane:
                     yield at * lanes + lane, item * lanes + lane, later * lanes + lane
             else:
                 yield at, item, later

@@ -43,7 +43,8 @@ class LayoutPlan:
     def feature_map(self, var: Var) -> FeatureMap:
         """The blocked layout of a tensor (N, C, H, W)."""
         shape = shape_of(var)
-        lanes = min(self.lanes, shape[1]) if self._feeds_convolutions(var) else self.lanes
+        narrow = 2 * shape[1] <= self.lanes and self._feeds_convolutions(var)
+        lanes = shape[1] if narrow else self.lanes
         before, behind = self._blocks_around(var)
         return FeatureMap(*shape, lanes, self._halo.get(self._lead(var), 0), before, behind)
 
@@ -79,7 +80,7 @@ class LayoutPlan:
     def _feeds_convolutions(self, var: Var) -> bool:
         """Whether a plain tensor, as an image is, is read by convolutions only.
 
-        They take one channel at a time, so that fewer channels than lanes need no padding.
+        They take one channel at a time, so that few channels need no padding.
         """
         if var in self.blocked:
             return False
