@@ -158,6 +158,8 @@ def test_a_network_for_another_architecture_or_too_large_is_refused(counting, de
         phone.info = replace(phone.info, memory_free_kib=1)
         with pytest.raises(DeviceError, match="has 0 MiB of memory free"):
             Session(demo[0], device=phone)
+        phone.info = replace(phone.info, memory_kib=0, memory_free_kib=0)  # unknown
+        Session(demo[0], device=phone)
 
 
 def crashing(folder: Path) -> Path:
