@@ -106,6 +106,21 @@ class Winograd:
         lanes, quick = self.conv.y.lanes, self.conv.schedule.quick_weights
         return packs_transformed(self.tiles, lanes, gated, quick)
 
+    def transforms_in_registers(self, tiles: int) -> bool:
+        """Whether weights that are not transformed at compile time are so anew for some tiles.
+
+        A row of their points has to fit the registers; it takes less than memory in between then.
+        """
+        if self.conv.by_lane or self.conv.visit == "gather":
+            return False
+        most = self.sums // self.side
+        return most >= _FEW_TILES and tiles <= _FEW_TILES * most
+
+    @property
+    def block_channels(self) -> int:
+        """Input channels of a block."""
+        return min(self.conv.x.lanes, self.conv.x.channels)
+
     @property
     def by_channel(self) -> bool:
         """Whether input channels are listed one by one, not by whole blocks."""
@@ -121,7 +136,7 @@ class Winograd:
         """Shape of the packed weights."""
         x, y = self.conv.x, self.conv.y
         if self.packs_transformed:
-            return (y.blocks, self.points, x.blocks, x.lanes, y.lanes)
+            return (y.blocks, self.points, x.blocks, self.block_channels, y.lanes)
         inner = (x.channels, 3, 3) if self.packs_by_channel else (x.blocks, 3, 3, x.lanes)
         return (y.blocks, *inner, y.lanes)
 

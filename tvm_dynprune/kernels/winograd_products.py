@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The products of a Winograd convolution: u times the weights, summed over open input channels.
+
+Weights are transformed at compile time, or on the way (`Winograd.packs_transformed`): for few tiles
+in registers, a row of points at a time, else through memory, some input channels at a time.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+from tvm.tirx import Buffer
+
+from tvm_dynprune.kernels.conv2d import LINE, Conv2dBuilder, ask_for, repeated_lanes
+from tvm_dynprune.kernels.gather import GatheredVector
+from tvm_dynprune.kernels.registers import registers
+from tvm_dynprune.kernels.tiling import cut_evenly
+from tvm_dynprune.kernels.winograd import Winograd, pieces
+from tvm_dynprune.kernels.winograd_transforms import weight_transform
+
+_IN_TURNS = 4  # sums, as many as a multiply-add takes cycles
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A vector of output channels that is no block, and its biases."""
+
+    vector: GatheredVector
+    bias: Buffer | None
+
+
+@dataclass(frozen=True)
+class Products:
+    """Those of one vector of output channels for some of the tiles."""
+
+    buffer: Buffer  # tiles, points, lanes
+    n: tirx.Var
+    block: Any  # or Gathered
+    tile: Any  # the first one
+    tiles: int
+
+
+class _Channel(NamedTuple):
+    """One open input channel: its position in a sum, its block, and its lane there."""
+
+    index: Any
+    block: Any
+    lane: Any
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """products[t, p, :] = sum over open input channels c of u[p, t, c] * weight(p, c, :).
+
+    Over `count` items of the list from position `first` on. What is in `products` is added to, but
+    for the first of the `chunks` of a list; None stands for the only one.
+    """
+
+    products: Products
+    first: Any
+    count: Any
+    weight: Callable[..., Any] | None = None
+    chunk: Any = None
+
+
+class WinogradProducts(Conv2dBuilder):
+    """A builder with the input u, and `multiply`."""
+
+    def __init__(self, spec: Winograd) -> None:
+        super().__init__(spec.conv)
+        self.winograd = spec
+
+    def declare_input(self) -> None:
+        """Declare u and weight."""
+        self.u = T.arg("u", T.buffer(self.winograd.transformed_shape, "float32"))
+        self.weight = T.arg("weight", T.buffer(self.winograd.weight_shape, "float32"))
+
+    def multiply(self, products: Products) -> None:
+        """Emit what writes all products."""
+        if not self.winograd.packs_transformed:
+            self._multiply_by_chunks(products)
+            return
+
+        def weight(point, channel: _Channel, v):
+            return self.weight[products.block, point, channel.block, channel.lane, v]
+
+        self._multiply(_Sum(products, 0, self._items(products.n), weight))
+
+    def _items(self, n):
+        """How many blocks of input channels, or channels, there are to walk."""
+        return self.count_in[n] if self.spec.open_in else self.spec.x.blocks
+
+    @property
+    def _at_once(self) -> int:
+        """Input channels whose weights are transformed together."""
+        return max(self.spec.schedule.channels_at_once, self._item_channels)
+
+    @property
+    def _item_channels(self) -> int:
+        """Input channels of an item."""
+        return 1 if self.winograd.by_channel else self.winograd.block_channels
+
+    @contextmanager
+    def _channels(self, n, first, count, *, by_vector: bool = False) -> Iterator[_Channel]:
+        """Walk the channels of `count` items; `by_vector` stops at the first of each block only."""
+        lanes, channels = self.spec.x.lanes, self._item_channels
+        with T.serial(0, count) as i:
+            item = self._item(n, first + i)
+            if self.winograd.by_channel:
+                yield _Channel(i, tirx.floordiv(item, lanes), tirx.floormod(item, lanes))
+            else:
+                with T.serial(0, 1 if by_vector else channels) as c:
+                    yield _Channel(i * channels + c, item, c)
+
+    def _item(self, n, position):
+        if not self.spec.open_in:
+            return position
+        item = self.list_in[n, position]
+        return T.cast(item, "int64") if self.spec.by_lane else item
+
+    def _multiply_by_chunks(self, products: Products) -> None:
+        """Transform the weights of a few open input channels at a time, and add their products."""
+        n, at_once = products.n, self._at_once // self._item_channels
+        items = self._items(n)
+        in_registers = self.winograd.transforms_in_registers(products.tiles)
+        with T.serial(0, tirx.max(tirx.floordiv(items + at_once - 1, at_once), 1)) as chunk:
+            first = chunk * at_once
+            count = tirx.min(items - first, at_once)
+            total = _Sum(products, first, count, chunk=chunk)
+            if in_registers:
+                self._multiply_rows(total, first + at_once)
+            else:
+                self._transform_and_multiply(total, first + at_once)
+
+    def _multiply_rows(self, total: _Sum, later) -> None:
+        """Every tile and point of a sum, a row of points at a time.
+
+        Its weights are transformed in registers; those of the items from `later` on are prefetched.
+        """
+        most = self.winograd.sums // self.winograd.side
+        for start, size, count in cut_evenly(total.products.tiles, most):
+            for row in range(self.winograd.side):
+                with T.serial(0, count) as piece:
+                    self._tile_row(total, row, start + piece * size, size, later)
+
+    def _tile_row(self, total: _Sum, row: int, tile, size: int, later) -> None:
+        """A row of points of `size` tiles, in registers."""
+        spec, products, m, side = self.winograd, total.products, self.winograd.m, self.winograd.side
+        acc = registers(side, size, lanes=self.lanes)
+        e = registers(3, lanes=self.lanes)
+        self._start(acc)
+        with self._channels(products.n, total.first, total.count) as channel:
+            self._prefetch(products, channel, later, row, side)
+            with T.vectorized(0, self.lanes) as v:
+                for j in range(3):
+                    column = [self._weight(products.block, channel, i, j, v) for i in range(3)]
+                    T.buffer_store(e[j], weight_transform(column, m)[row], [v])
+            for q, t in np.ndindex(side, size):
+                place = products.n, row * side + q, channel.block * spec.tiles + products.tile
+                u = self.u[(*place[:2], place[2] + tile + t, channel.lane)]
+                with T.vectorized(0, self.lanes) as v:
+                    weight = weight_transform([one[v] for one in e], m)[q]
+                    T.buffer_store(acc[q, t], acc[q, t][v] + u * weight, [v])
+        places = [(row * side + q, tile + t) for q in range(side) for t in range(size)]
+        self._finish(total, list(acc.flat), places)
+
+    def _prefetch(self, products: Products, channel: _Channel, later, step=0, steps=1) -> None:
+        """Ask for a share of the weights of an item that comes `later`, as far on as the channel.
+
+        A list has gaps that no hardware foresees. Each channel of an item is met in `steps` loops.
+        """
+        channels = self._item_channels
+        lines = -(-9 * channels * self.lanes // LINE)
+        share = -(-lines // (steps * channels))
+        if step * channels * share >= lines:
+            return
+        n, last = products.n, tirx.max(self._items(products.n) - 1, 0)
+        position = later + tirx.floordiv(channel.index, channels)
+        item = self._item(n, tirx.min(position, last))
+        start = (step * channels + tirx.floormod(channel.index, channels)) * share
+        inner = [0] * (len(self.winograd.weight_shape) - 3)
+        for line in range(share):
+            ask_for(self.weight, (products.block, item, *inner, (start + line) * LINE))
+
+    def _transform_and_multiply(self, total: _Sum, later) -> None:
+        """The same through memory, for many tiles."""
+        products, n = total.products, total.products.n
+        # One row more: see `Winograd.transformed_shape`.
+        shape = (self.winograd.points, self._at_once + 1, self.lanes)
+        transformed = T.alloc_buffer(shape, "float32")
+        raw = self._gather_weight(total)
+        with self._channels(n, total.first, total.count) as channel:
+
+            def given(i: int, j: int, v):
+                if raw is None:
+                    return self._weight(products.block, channel, i, j, v)
+                return raw[channel.index * 9 + i * 3 + j, v]
+
+            if raw is None:
+                self._prefetch(products, channel, later)
+            self._transform_weight(transformed, channel, given)
+
+        def weight(point, channel: _Channel, v):
+            return transformed[point, channel.index, v]
+
+        self._multiply(replace(total, weight=weight))
+
+    def _gather_weight(self, total: _Sum) -> Buffer | None:
+        """The weights of a few open input channels for a gathered vector, 9 rows each."""
+        products = total.products
+        if not isinstance(products.block, Gathered):
+            return None
+        vector = products.block.vector
+        raw = vector.row_buffer(9 * self._at_once)
+        with (
+            vector.gather() as (block, copy),
+            self._channels(products.n, total.first, total.count) as channel,
+            T.grid(3, 3) as (i, j),
+        ):
+            copy(
+                raw,
+                channel.index * 9 + i * 3 + j,
+                lambda every: self._weight(block, channel, i, j, every),
+            )
+        return raw
+
+    def _weight(self, block, channel: _Channel, i, j, lane):
+        """A weight that is not transformed."""
+        if self.winograd.packs_by_channel:
+            number = channel.block * self.spec.x.lanes + channel.lane
+            return self.weight[block, number, i, j, lane]
+        return self.weight[block, channel.block, i, j, channel.lane, lane]
+
+    def _transform_weight(self, transformed, channel: _Channel, given: Callable) -> None:
+        """G g G^T of the weights of one input channel."""
+        points, m = self.winograd.side, self.winograd.m
+        e = registers(points, 3, lanes=self.lanes)
+        with T.vectorized(0, self.lanes) as v:
+            for j in range(3):
+                column = [given(i, j, v) for i in range(3)]
+                for i, value in enumerate(weight_transform(column, m)):
+                    T.buffer_store(e[i, j], value, [v])
+        with T.vectorized(0, self.lanes) as v:
+            for i in range(points):
+                row = weight_transform([e[i, j][v] for j in range(3)], m)
+                for j, value in enumerate(row):
+                    T.buffer_store(transformed, value, [i * points + j, channel.index, v])
+
+    def _multiply(self, total: _Sum) -> None:
+        """Every tile and point of a sum, in pieces that fit the registers."""
+        points = self.winograd.points
+        for start, size, count, at_once in pieces(total.products.tiles, points, self.winograd.sums):
+            with T.grid(points // at_once, count) as (p, piece):
+                self._tile(total, p * at_once, at_once, start + piece * size, size)
+
+    def _tile(self, total: _Sum, point, at_once: int, tile, size: int) -> None:
+        """`at_once` points of `size` tiles, in registers."""
+        products, spec = total.products, self.winograd
+        acc = registers(at_once * size, lanes=self.lanes)
+        places = [(point + q, tile + t) for q in range(at_once) for t in range(size)]
+        self._start(acc)
+        by_vector = self.spec.by_lane and not spec.by_channel
+        channels = self._channels(products.n, total.first, total.count, by_vector=by_vector)
+        with channels as channel:
+            row = channel.block * spec.tiles + products.tile
+            at = [(products.n, p, row + t) for p, t in places]
+            if by_vector:
+                self._add_by_lane(acc, places, at, channel, total.weight)
+                at = []
+            for one, (p, _), where in zip(acc, places, at, strict=False):
+                with T.vectorized(0, self.lanes) as v:
+                    product = self.u[(*where, channel.lane)] * total.weight(p, channel, v)
+                    T.buffer_store(one, one[v] + product, [v])
+        self._finish(total, list(acc), places)
+
+    def _start(self, acc: np.ndarray) -> None:
+        for one in acc.flat:
+            with T.vectorized(0, self.lanes) as v:
+                T.buffer_store(one, T.float32(0), [v])
+
+    def _finish(self, total: _Sum, acc: list, places: list[tuple]) -> None:
+        """Write the sums of points and tiles, with those of the chunks before."""
+        buffer = total.products.buffer
+        if total.chunk is not None:
+            with T.If(total.chunk > 0), T.Then():
+                for one, (p, t) in zip(acc, places, strict=True):
+                    with T.vectorized(0, self.lanes) as v:
+                        T.buffer_store(one, one[v] + buffer[t, p, v], [v])
+        for one, (p, t) in zip(acc, places, strict=True):
+            with T.vectorized(0, self.lanes) as v:
+                T.buffer_store(buffer, one[v], [t, p, v])
+
+    def _add_by_lane(self, acc, places: list, at: list[tuple], channel: _Channel, weight) -> None:
+        """Multiply all channels of a block: sums in turns, so that none waits for itself."""
+        lanes, v = self.spec.x.lanes, T.Ramp(0, 1, self.lanes)
+        for start in range(0, len(places), _IN_TURNS):
+            some = slice(start, start + _IN_TURNS)
+            inputs = [repeated_lanes(self.u, where, lanes) for where in at[some]]
+            for lane in range(lanes):
+                one = _Channel(channel.index + lane, channel.block, lane)
+                for total, (p, _), u in zip(acc[some], places[some], inputs, strict=True):
+                    T.buffer_store(total, total[v] + u[lane] * weight(p, one, v), [v])
