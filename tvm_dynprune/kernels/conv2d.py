@@ -184,22 +184,31 @@ class Conv2dBuilder:
         self.y = y.part_of(whole)
 
     def sample(self, n) -> None:
-        """Emit the visit of one sample's output channels, by blocks."""
+        """Emit the visit of one sample's output channels."""
         spec, y = self.spec, self.spec.y
-        if spec.visit == "blocks":
-            with parallel(self.count_out[n], self.parts) as (position, part):
-                self.block(n, self.list_out[n, position], part)
-            if spec.fill:
-                with T.parallel(self.count_out[n], y.blocks) as position:
-                    self.fill_block(n, self.list_out[n, position])
-        elif spec.visit == "gather":
+        if spec.visit == "gather":
             self._sample_gather(n)
         elif spec.visit == "group":
             with T.serial(0, spec.group_blocks) as b:
                 self.block(n, self.group * spec.group_blocks + b, Part())
         else:
-            with parallel(y.blocks, self.parts) as (block, part):
-                self.block(n, block, part)
+            self.blocks(n)
+        if spec.visit == "blocks" and spec.fill:
+            with T.parallel(self.count_out[n], y.blocks) as position:
+                self.fill_block(n, self.list_out[n, position])
+
+    def blocks(self, n) -> None:
+        """Emit the visit of all blocks, or of those of a list."""
+        with parallel(self.block_count(n), self.parts) as (position, part):
+            self.block(n, self.block_at(n, position), part)
+
+    def block_count(self, n):
+        """How many blocks of output channels there are to visit."""
+        return self.count_out[n] if self.spec.visit == "blocks" else self.spec.y.blocks
+
+    def block_at(self, n, position):
+        """Which block that is."""
+        return self.list_out[n, position] if self.spec.visit == "blocks" else position
 
     def _sample_gather(self, n) -> None:
         """Threads share the vectors of open channels; what a block holds comes from several."""

@@ -34,7 +34,8 @@ def conv2d_over_squares(spec: Conv2d) -> Conv2d:
     kernel = tuple(kernel_after(k, p) for k, p in zip(spec.kernel, spec.pad, strict=True))
     halo = max(*pad, *(k - 1 for k in kernel))
     rows, columns = -(-x.height // 2), -(-x.width // 2)
-    squares = FeatureMap(x.batch, 4 * x.channels, rows, columns, 4 * x.channels, halo)
+    lanes = max(4 * x.channels, spec.y.lanes)
+    squares = FeatureMap(x.batch, 4 * x.channels, rows, columns, lanes, halo)
     schedule = replace(spec.schedule, algorithm=f"winograd_{POINTS + 1 - kernel[0]}")
     return replace(spec, x=squares, kernel=kernel, stride=(1, 1), pad=pad, schedule=schedule)
 
@@ -47,15 +48,15 @@ def weight_over_squares(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
     padded = np.zeros((c_out, c, 2 * sides[0], 2 * sides[1]), "float32")
     padded[:, :, top : top + kernel[0], left : left + kernel[1]] = weight
     split = padded.reshape(c_out, c, sides[0], 2, sides[1], 2)
-    return split.transpose(0, 3, 5, 1, 2, 4).reshape(c_out, 4 * c, *sides)
+    return split.transpose(0, 1, 3, 5, 2, 4).reshape(c_out, 4 * c, *sides)
 
 
 def space_to_depth(
     plain: tuple[int, int, int, int], size: FeatureMap, affine: Affine | None = None
 ) -> tirx.PrimFunc:
-    """Kernel x (N, C, H, W) → y blocked; channel (2 a + b) C + c is pixel (a, b) of a square.
+    """Kernel x (N, C, H, W) → y blocked; channel 4 c + 2 a + b is pixel (a, b) of a square.
 
-    The image is normalised on the way, if asked for.
+    The image is normalised on the way, if asked for. Lanes past the last channel stay unwritten.
     """
     channels, height, width = plain[1:]
     with IRBuilder() as builder:
@@ -66,15 +67,21 @@ def space_to_depth(
             with T.serial(0, size.batch) as n:
                 zero_halo(y, size, n, 0)
                 with T.parallel(0, size.height) as row, T.serial(0, size.width) as column:
-                    for lane in range(size.lanes):
-                        pixel, c = divmod(lane, channels)
-                        h, w = 2 * row + pixel // 2, 2 * column + pixel % 2
-                        value = x[n, c, tirx.min(h, height - 1), tirx.min(w, width - 1)]
-                        if affine is not None:
-                            value = affine(value, c)
-                        if height % 2 or width % 2:
-                            inside = tirx.And(h < height, w < width)
-                            value = tirx.if_then_else(inside, value, T.float32(0))
-                        at = [n, 0, row + size.halo, column + size.halo, lane]
-                        T.buffer_store(y, value, at)
+                    for pair in range(2 * channels):  # neighbours in both x and y
+                        c, h = pair // 2, 2 * row + pair % 2
+                        with T.vectorized(0, 2) as k:
+                            w = 2 * column + k
+                            value = x[n, c, _within(h, height), _within(w, width)]
+                            if affine is not None:
+                                value = affine(value, c)
+                            if height % 2 or width % 2:
+                                inside = tirx.And(h < height, w < width)
+                                value = tirx.if_then_else(inside, value, T.float32(0))
+                            at = [n, 0, row + size.halo, column + size.halo, 2 * pair + k]
+                            T.buffer_store(y, value, at)
     return builder.get()
+
+
+def _within(position, size: int):
+    """The position, or the last one if it is past it, which it is by no more than 1."""
+    return tirx.min(position, size - 1) if size % 2 else position

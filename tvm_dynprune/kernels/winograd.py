@@ -91,6 +91,14 @@ class Winograd:
         return max(1, self.conv.schedule.strip_tiles // self.columns)
 
     @property
+    def strips_outer(self) -> bool:
+        """Whether all output channels of a strip follow each other, not all strips of a channel.
+
+        What is larger, input or weights, is then fetched once; the other stays in a nearer cache.
+        """
+        return self.packs_transformed and self.tiles > self.conv.y.channels
+
+    @property
     def sums(self) -> int:
         """Accumulators that stay in registers, at most."""
         return self.conv.schedule.sums or max(1, self.conv.tile_registers - SPARE_REGISTERS)

@@ -52,6 +52,17 @@ class _Builder(WinogradProducts):
         few = self.spec.y.blocks <= _FEW_BLOCKS and self.winograd.packs_transformed
         return min(_MOST_PARTS, strips) if few else 1
 
+    def blocks(self, n) -> None:
+        strips = _strips(self.winograd)
+        if not self.winograd.strips_outer or sum(count for _, count in strips) == 1:
+            super().blocks(n)
+            return
+        for strip, count in strips:
+            with T.parallel(0, count) as i, T.serial(0, self.block_count(n)) as position:
+                self._strip(n, self.block_at(n, position), strip, strip.row + i * strip.rows)
+        with T.parallel(0, self.block_count(n)) as position:
+            zero_halo(self.y, self.spec.y, n, self.block_at(n, position))
+
     def block(self, n, block, part: Part) -> None:
         for k, (strip, count) in enumerate(_strips(self.winograd)):
             with part.share(count, k) as i:
