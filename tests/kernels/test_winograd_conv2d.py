@@ -169,6 +169,20 @@ def test_quick_weights_are_transformed_at_compile_time(m, unit_in, visit) -> Non
 
 
 @pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("size", [(4, 4), (7, 6), (7, 14)])
+@pytest.mark.parametrize("unit_in", [2, LANES])
+@pytest.mark.parametrize("kind", ["open", "closed", "mixed"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_weights_that_are_transformed_in_registers(m, size, unit_in, kind, batch) -> None:
+    channels = (96, 24)  # more than are transformed at once
+    spec = convolution(size, batch=batch, channels=channels, open_in=True, unit_in=unit_in)
+    spec = replace(spec, visit="blocks", registers=32)
+    winograd = Winograd(spec, m)
+    assert winograd.transforms_in_registers(winograd.tiles) and not winograd.packs_transformed
+    check(spec, m, kind)
+
+
+@pytest.mark.parametrize("m", [2, 4])
 @pytest.mark.parametrize("size", [(4, 4), (7, 6), (31, 35)])
 @pytest.mark.parametrize("unit_in", [1, LANES])
 @pytest.mark.parametrize(
