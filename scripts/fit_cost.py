@@ -17,6 +17,7 @@ from scipy.optimize import nnls
 
 from tvm_dynprune.bench.kernels import KernelCase, time_kernel
 from tvm_dynprune.bench.turns import pinned
+from tvm_dynprune.passes.conv2d_spec import kernel_target
 from tvm_dynprune.passes.kernel_cost import WinogradPlane, direct_cost, gather_cost, winograd_cost
 from tvm_dynprune.soc import Cost, Soc, load_soc
 
@@ -74,7 +75,9 @@ def _features(soc: Soc, case: KernelCase, cached: bool, fraction: float) -> list
         if case.algorithm == "direct":
             return direct_cost(open_in, blocks, case.size**2, (3, 3), given) + more
         m = int(case.algorithm[-1])
-        plane = WinogradPlane(case.size, case.size, m, 3, case.visit != "all", cached, gathers)
+        registers = kernel_target(soc).transform_registers
+        gated = case.visit != "all"
+        plane = WinogradPlane(case.size, case.size, m, 3, gated, cached, gathers, registers)
         return winograd_cost(open_in, blocks, plane, soc.lanes, given) + more
 
     units = np.eye(len(fields(Cost)))

@@ -24,6 +24,7 @@ from tvm_dynprune.nn.macs import plan_macs
 from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.choose_algorithm import CostModel, fits_cache
 from tvm_dynprune.passes.composite import as_composite
+from tvm_dynprune.passes.conv2d_spec import kernel_target
 from tvm_dynprune.passes.dataflow import Dataflow, shape_of
 from tvm_dynprune.soc import Soc
 
@@ -46,7 +47,8 @@ def latency_table(model: nn.Module, input_shape: tuple[int, int, int], soc: Soc)
         The model cannot be exported or imported.
     """
     mod = _chosen(model, input_shape, soc)
-    costs = CostModel(soc.lanes, soc.cost, fits_cache(mod, soc.cache_kib))
+    registers = kernel_target(soc).transform_registers
+    costs = CostModel(soc.lanes, soc.cost, fits_cache(mod, soc.cache_kib), registers=registers)
     macs = plan_macs(model, input_shape).dense
     names = {name.replace(".", "_"): name for name in macs}
     layers, fixed = {}, 0.0

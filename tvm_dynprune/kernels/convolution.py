@@ -20,8 +20,8 @@ from tvm_dynprune.kernels.winograd_input import winograd_input
 class Convolution:
     """What `spec.schedule` makes of `spec`.
 
-    `winograd` is None for a direct convolution. Then there is no `first` kernel, and `kernel` reads
-    x; else it reads what `first`, which reads x, [list of open blocks, count], wrote.
+    `winograd` is None for a direct convolution. Without a `first` kernel, `kernel` reads x; else it
+    reads what `first`, which reads x, [list of open blocks, count], wrote.
     """
 
     def __init__(self, spec: Conv2d) -> None:
@@ -32,7 +32,9 @@ class Convolution:
     @cached_property
     def first(self) -> PrimFunc | None:
         """Winograd's transform of the input."""
-        return None if self.winograd is None else winograd_input(self.winograd)
+        if self.winograd is None or self.winograd.fuses_input:
+            return None
+        return winograd_input(self.winograd)
 
     @cached_property
     def kernel(self) -> PrimFunc:

@@ -12,8 +12,8 @@ class Schedule:
     Attributes
     ----------
     algorithm
-        "direct", "winograd_2" or "winograd_4" (3 for windows of 4 x 4); "winograd_strided" becomes
-        one of these in `conv2d_over_squares`.
+        "direct", "winograd_2" or "winograd_4"; "winograd_strided" becomes "winograd_4" in
+        `conv2d_over_squares`.
     quick_weights
         Nothing has to be done to fetch weights quickly: they stay in the caches from one input to
         the next, or lists leave hardly any gaps for hardware to stumble over. Without it direct

@@ -15,8 +15,6 @@ from tvm_dynprune.kernels.blocking import Affine
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
 
-POINTS = 6  # of a transform
-
 
 def _offset(pad: int) -> int:
     """Zero weights before the first one, so that the window starts at an even pixel."""
@@ -36,7 +34,7 @@ def conv2d_over_squares(spec: Conv2d) -> Conv2d:
     rows, columns = -(-x.height // 2), -(-x.width // 2)
     lanes = max(4 * x.channels, spec.y.lanes)
     squares = FeatureMap(x.batch, 4 * x.channels, rows, columns, lanes, halo)
-    schedule = replace(spec.schedule, algorithm=f"winograd_{POINTS + 1 - kernel[0]}")
+    schedule = replace(spec.schedule, algorithm="winograd_4")
     return replace(spec, x=squares, kernel=kernel, stride=(1, 1), pad=pad, schedule=schedule)
 
 

@@ -5,9 +5,10 @@ Lavin, Gray: "Fast Algorithms for Convolutional Neural Networks", arXiv:1509.093
 
     Y = A^T [ sum over c of (G g_c G^T) * (B^T d_c B) ] A
 
-Two kernels. `winograd_input` transforms the open input channels, once per layer; `winograd_conv2d`
-multiplies, transforms back and runs the epilogue, for one vector of output channels after the
-other. The first costs open_in, the second open_in * open_out: what gates save stays saved.
+Two kernels, or one (`Winograd.fuses_input`). `winograd_input` transforms the open input channels,
+once per layer; `winograd_conv2d` multiplies, transforms back and runs the epilogue, for one vector
+of output channels after the other. The first costs open_in, the second open_in * open_out: what
+gates save stays saved.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, cut_evenly
 from tvm_dynprune.kernels.winograd_transforms import transformed_weight
 
 _FEW_TILES = 4  # times the lanes: a vector of weights has as many bytes, and takes one cycle a tile
+_FEW_IN_REGISTERS = 4  # tiles that share a row of weights
 
 
 def packs_transformed(tiles: int, lanes: int, gated: bool, quick: bool) -> bool:
@@ -30,6 +32,16 @@ def packs_transformed(tiles: int, lanes: int, gated: bool, quick: bool) -> bool:
     what takes the time then, and it is 9 values before the transform and 16 or 36 after it.
     """
     return not gated or quick or tiles > _FEW_TILES * lanes
+
+
+def tiles_in_registers(side: int, registers: int) -> int:
+    """How many tiles, at most, have their weights transformed in registers as they are used.
+
+    A row of points of some tiles has to fit. For few tiles this beats fetching weights that are
+    transformed, and for very few everything.
+    """
+    at_once = (registers - SPARE_REGISTERS) // side
+    return at_once if at_once >= _FEW_IN_REGISTERS else 0
 
 
 class Piece(NamedTuple):
@@ -54,7 +66,7 @@ def pieces(tiles: int, points: int, most: int) -> list[Piece]:
 class Winograd:
     """An r x r convolution with steps of 1, by whole blocks; the side `m` of its tiles.
 
-    `m` and r are 2 and 3, 4 and 3, or 3 and 4.
+    `m` and r are 2 and 3, 4 and 3, or 4 and 4.
     """
 
     conv: Conv2d
@@ -91,12 +103,14 @@ class Winograd:
         return max(1, self.conv.schedule.strip_tiles // self.columns)
 
     @property
-    def strips_outer(self) -> bool:
-        """Whether all output channels of a strip follow each other, not all strips of a channel.
+    def fuses_input(self) -> bool:
+        """Whether one kernel does all, strip by strip: for few input channels and many tiles.
 
-        What is larger, input or weights, is then fetched once; the other stays in a nearer cache.
+        What it transforms, and multiplies for every output channel, then stays in a near cache.
         """
-        return self.packs_transformed and self.tiles > self.conv.y.channels
+        conv = self.conv
+        one_block = conv.x.blocks == 1 and not conv.open_in and conv.visit in ("all", "blocks")
+        return one_block and self.packs_transformed and self.strip_rows < self.rows
 
     @property
     def sums(self) -> int:
@@ -110,19 +124,19 @@ class Winograd:
             return True
         if self.conv.visit == "gather":
             return False
+        if self.transforms_in_registers:
+            return False
         gated = self.conv.open_in or self.conv.visit != "all"
         lanes, quick = self.conv.y.lanes, self.conv.schedule.quick_weights
         return packs_transformed(self.tiles, lanes, gated, quick)
 
-    def transforms_in_registers(self, tiles: int) -> bool:
-        """Whether weights that are not transformed at compile time are so anew for some tiles.
-
-        A row of their points has to fit the registers; it takes less than memory in between then.
-        """
-        if self.conv.by_lane or self.conv.visit == "gather":
+    @property
+    def transforms_in_registers(self) -> bool:
+        """Whether weights are transformed anew for a few tiles; see `tiles_in_registers`."""
+        conv = self.conv
+        if conv.by_lane or conv.kernel != (3, 3) or conv.visit == "gather":
             return False
-        most = self.sums // self.side
-        return most >= _FEW_TILES and tiles <= _FEW_TILES * most
+        return self.tiles <= tiles_in_registers(self.side, conv.registers)
 
     @property
     def block_channels(self) -> int:

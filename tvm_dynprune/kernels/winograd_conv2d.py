@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
+from tvm.tirx import Buffer
 
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVector
 from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import Part, cut, cut_evenly
 from tvm_dynprune.kernels.winograd import Winograd
+from tvm_dynprune.kernels.winograd_input import transform_strip, whole_rows
 from tvm_dynprune.kernels.winograd_products import Gathered, Products, WinogradProducts
 from tvm_dynprune.kernels.winograd_transforms import output_transform
 
@@ -53,13 +55,18 @@ class _Builder(WinogradProducts):
         return min(_MOST_PARTS, strips) if few else 1
 
     def blocks(self, n) -> None:
-        strips = _strips(self.winograd)
-        if not self.winograd.strips_outer or sum(count for _, count in strips) == 1:
+        spec = self.winograd
+        if not spec.fuses_input:
             super().blocks(n)
             return
-        for strip, count in strips:
-            with T.parallel(0, count) as i, T.serial(0, self.block_count(n)) as position:
-                self._strip(n, self.block_at(n, position), strip, strip.row + i * strip.rows)
+        for strip, count in _strips(spec):
+            whole = strip.rows if count > 1 else min(strip.rows, whole_rows(spec) - strip.row)
+            with T.parallel(0, count) as i:
+                row, tiles = strip.row + i * strip.rows, strip.rows * spec.columns
+                u = T.alloc_buffer((1, spec.points, tiles + 1, self.spec.x.lanes), "float32")
+                transform_strip(spec, self.x, u, n, row, strip.rows, whole)
+                with T.serial(0, self.block_count(n)) as position:
+                    self._strip(n, self.block_at(n, position), strip, row, u)
         with T.parallel(0, self.block_count(n)) as position:
             zero_halo(self.y, self.spec.y, n, self.block_at(n, position))
 
@@ -76,11 +83,13 @@ class _Builder(WinogradProducts):
             with T.serial(0, count) as i:
                 self._strip(n, Gathered(vector, bias), strip, strip.row + i * strip.rows)
 
-    def _strip(self, n, block, strip: _Strip, row) -> None:
+    def _strip(self, n, block, strip: _Strip, row, u: Buffer | None = None) -> None:
+        """A strip whose first row of tiles is given; `u` holds its tiles only."""
         spec = self.winograd
         tiles = strip.rows * spec.columns
-        buffer = T.alloc_buffer((tiles, spec.points, self.lanes), "float32")
-        products = Products(buffer, n, block, row * spec.columns, tiles)
+        buffer = T.alloc_buffer((spec.points, tiles, self.lanes), "float32")
+        first = row * spec.columns if u is None else 0
+        products = Products(buffer, self.u if u is None else u, n, block, first, tiles)
         self.multiply(products)
         self._transform_back(products, strip, row)
 
@@ -99,7 +108,7 @@ class _Builder(WinogradProducts):
         e = registers(m, points, lanes=self.lanes)
         with T.vectorized(0, self.lanes) as v:
             for c in range(points):
-                column = [products.buffer[tile, r * points + c, v] for r in range(points)]
+                column = [products.buffer[r * points + c, tile, v] for r in range(points)]
                 for r, value in enumerate(output_transform(column, m)):
                     T.buffer_store(e[r, c], value, [v])
         if isinstance(products.block, Gathered):

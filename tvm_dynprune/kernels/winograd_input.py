@@ -51,36 +51,80 @@ def _input_loop(spec: Winograd, blocks) -> Iterator[tuple[tirx.Var, Part]]:
 
 def _transform_block(spec: Winograd, x, u, n, block, part: Part) -> None:
     """B^T d B of a part of the tiles of one block of channels."""
-    size, points = spec.conv.x, spec.side
-    top, left = (size.halo - pad for pad in spec.conv.pad)
-    rows, columns = size.height + 2 * size.halo - top, size.width + 2 * size.halo - left
-    for k, (row, row_count) in enumerate(_whole_and_last(spec, spec.rows, rows)):
-        for column, column_count in _whole_and_last(spec, spec.columns, columns):
-            # What the last tile of a row or column has past the buffer only pixels past y read.
-            inside = (rows - row * spec.m, columns - column * spec.m)
-            with part.share(row_count, k) as i, T.serial(0, column_count) as j:
+    for k, (row, count) in enumerate(_whole_and_last(spec, 0)):
+        for column, column_count in _whole_and_last(spec, 1):
+            with part.share(count, k) as i, T.serial(0, column_count) as j:
                 tile = (row + i) * spec.columns + column + j
-                at_row, at_column = top + (row + i) * spec.m, left + (column + j) * spec.m
-                d = registers(points, points, lanes=size.lanes)
-                with T.vectorized(0, size.lanes) as v:
-                    for c in range(points):
-                        values = [
-                            x[n, block, at_row + r, at_column + c, v]
-                            if r < inside[0] and c < inside[1]
-                            else T.float32(0)
-                            for r in range(points)
-                        ]
-                        for r, value in enumerate(input_transform(values)):
-                            T.buffer_store(d[r, c], value, [v])
-                with T.vectorized(0, size.lanes) as v:
-                    for r in range(points):
-                        values = input_transform([d[r, c][v] for c in range(points)])
-                        for c, value in enumerate(values):
-                            at = [n, r * points + c, block * spec.tiles + tile, v]
-                            T.buffer_store(u, value, at)
+                inside = _inside(spec, (row, column))
+                at = (n, block, row + i, column + j)
+                _transform_tile(spec, x, at, inside, u, (n, block * spec.tiles + tile))
 
 
-def _whole_and_last(spec: Winograd, tiles: int, pixels: int) -> list[tuple[int, int]]:
-    """(first, count) of the tiles whose input ends within `pixels`, and of the last one if not."""
-    whole = min(tiles, (pixels - spec.side + spec.m) // spec.m)
+def transform_strip(spec: Winograd, x, u, n, row, rows: int, whole: int) -> None:
+    """Emit B^T d B of `rows` rows of tiles, from `row` on, of the only block of channels.
+
+    `u` (1, points, tiles of the strip and more, lanes) is written. The input of `whole` rows ends
+    within the buffer of x; the one that may follow is the last of the plane.
+    """
+    for first, count, at_row in ((0, whole, 0), (whole, rows - whole, spec.rows - 1)):
+        if not count:
+            continue
+        for column, column_count in _whole_and_last(spec, 1):
+            with T.grid(count, column_count) as (i, j):
+                tile = (first + i) * spec.columns + column + j
+                inside = _inside(spec, (at_row, column))
+                at = (n, 0, row + first + i, column + j)
+                _transform_tile(spec, x, at, inside, u, (0, tile))
+
+
+def _transform_tile(spec: Winograd, x, at: tuple, inside: tuple, u, to: tuple) -> None:
+    """Read a tile of x at (n, block, row, column) of tiles, write it at (n, tile) of u.
+
+    What a last tile has past the buffer, not `inside`, only pixels past y read.
+    """
+    n, block, row, column = at
+    points, lanes, (top, left) = spec.side, spec.conv.x.lanes, _origin(spec)
+    d = registers(points, points, lanes=lanes)
+    with T.vectorized(0, lanes) as v:
+        for c in range(points):
+            values = [
+                x[n, block, top + row * spec.m + r, left + column * spec.m + c, v]
+                if r < inside[0] and c < inside[1]
+                else T.float32(0)
+                for r in range(points)
+            ]
+            for r, value in enumerate(input_transform(values)):
+                T.buffer_store(d[r, c], value, [v])
+    with T.vectorized(0, lanes) as v:
+        for r in range(points):
+            values = input_transform([d[r, c][v] for c in range(points)])
+            for c, value in enumerate(values):
+                T.buffer_store(u, value, [to[0], r * points + c, to[1], v])
+
+
+def _origin(spec: Winograd) -> tuple[int, int]:
+    """Row and column of the buffer of x at which the first tile starts."""
+    top, left = (spec.conv.x.halo - pad for pad in spec.conv.pad)
+    return top, left
+
+
+def _inside(spec: Winograd, tile: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns from the start of a tile to the end of the buffer of x."""
+    sides = spec.conv.x.shape[2:4]
+    rows, columns = (
+        side - first - spec.m * at
+        for side, first, at in zip(sides, _origin(spec), tile, strict=True)
+    )
+    return rows, columns
+
+
+def whole_rows(spec: Winograd) -> int:
+    """How many rows of tiles have input that ends within the buffer."""
+    return sum(count for first, count in _whole_and_last(spec, 0) if not first)
+
+
+def _whole_and_last(spec: Winograd, axis: int) -> list[tuple[int, int]]:
+    """(first, count) of tiles whose input ends within the buffer, and of the last one if not."""
+    tiles = (spec.rows, spec.columns)[axis]
+    whole = min(tiles, (_inside(spec, (0, 0))[axis] - spec.side + spec.m) // spec.m)
     return [part for part in ((0, whole), (whole, tiles - whole)) if part[1]]

@@ -37,10 +37,11 @@ class Gathered:
 class Products:
     """Those of one vector of output channels for some of the tiles."""
 
-    buffer: Buffer  # tiles, points, lanes
+    buffer: Buffer  # points, tiles, lanes
+    u: Buffer
     n: tirx.Var
     block: Any  # or Gathered
-    tile: Any  # the first one
+    tile: Any  # the first one in u
     tiles: int
 
 
@@ -54,7 +55,7 @@ class _Channel(NamedTuple):
 
 @dataclass(frozen=True)
 class _Sum:
-    """products[t, p, :] = sum over open input channels c of u[p, t, c] * weight(p, c, :).
+    """products[p, t, :] = sum over open input channels c of u[p, t, c] * weight(p, c, :).
 
     Over `count` items of the list from position `first` on. What is in `products` is added to, but
     for the first of the `chunks` of a list; None stands for the only one.
@@ -68,15 +69,18 @@ class _Sum:
 
 
 class WinogradProducts(Conv2dBuilder):
-    """A builder with the input u, and `multiply`."""
+    """A builder with `multiply`, and the input u, or x where it `fuses_input`."""
 
     def __init__(self, spec: Winograd) -> None:
         super().__init__(spec.conv)
         self.winograd = spec
 
     def declare_input(self) -> None:
-        """Declare u and weight."""
-        self.u = T.arg("u", T.buffer(self.winograd.transformed_shape, "float32"))
+        """Declare u, or x, and weight."""
+        if self.winograd.fuses_input:
+            self.x = self.spec.x.argument("x")
+        else:
+            self.u = T.arg("u", T.buffer(self.winograd.transformed_shape, "float32"))
         self.weight = T.arg("weight", T.buffer(self.winograd.weight_shape, "float32"))
 
     def multiply(self, products: Products) -> None:
@@ -126,12 +130,11 @@ class WinogradProducts(Conv2dBuilder):
         """Transform the weights of a few open input channels at a time, and add their products."""
         n, at_once = products.n, self._at_once // self._item_channels
         items = self._items(n)
-        in_registers = self.winograd.transforms_in_registers(products.tiles)
         with T.serial(0, tirx.max(tirx.floordiv(items + at_once - 1, at_once), 1)) as chunk:
             first = chunk * at_once
             count = tirx.min(items - first, at_once)
             total = _Sum(products, first, count, chunk=chunk)
-            if in_registers:
+            if self.winograd.transforms_in_registers:
                 self._multiply_rows(total, first + at_once)
             else:
                 self._transform_and_multiply(total, first + at_once)
@@ -141,7 +144,7 @@ class WinogradProducts(Conv2dBuilder):
 
         Its weights are transformed in registers; those of the items from `later` on are prefetched.
         """
-        most = self.winograd.sums // self.winograd.side
+        most = max(1, self.winograd.sums // self.winograd.side)
         for start, size, count in cut_evenly(total.products.tiles, most):
             for row in range(self.winograd.side):
                 with T.serial(0, count) as piece:
@@ -149,7 +152,7 @@ class WinogradProducts(Conv2dBuilder):
 
     def _tile_row(self, total: _Sum, row: int, tile, size: int, later) -> None:
         """A row of points of `size` tiles, in registers."""
-        spec, products, m, side = self.winograd, total.products, self.winograd.m, self.winograd.side
+        products, m, side = total.products, self.winograd.m, self.winograd.side
         acc = registers(side, size, lanes=self.lanes)
         e = registers(3, lanes=self.lanes)
         self._start(acc)
@@ -160,8 +163,8 @@ class WinogradProducts(Conv2dBuilder):
                     column = [self._weight(products.block, channel, i, j, v) for i in range(3)]
                     T.buffer_store(e[j], weight_transform(column, m)[row], [v])
             for q, t in np.ndindex(side, size):
-                place = products.n, row * side + q, channel.block * spec.tiles + products.tile
-                u = self.u[(*place[:2], place[2] + tile + t, channel.lane)]
+                place = self._place(products, row * side + q, channel.block, tile + t)
+                u = products.u[(*place, channel.lane)]
                 with T.vectorized(0, self.lanes) as v:
                     weight = weight_transform([one[v] for one in e], m)[q]
                     T.buffer_store(acc[q, t], acc[q, t][v] + u * weight, [v])
@@ -200,7 +203,7 @@ class WinogradProducts(Conv2dBuilder):
                     return self._weight(products.block, channel, i, j, v)
                 return raw[channel.index * 9 + i * 3 + j, v]
 
-            if raw is None:
+            if raw is None and self.winograd.tiles <= self.lanes:
                 self._prefetch(products, channel, later)
             self._transform_weight(transformed, channel, given)
 
@@ -259,23 +262,27 @@ class WinogradProducts(Conv2dBuilder):
 
     def _tile(self, total: _Sum, point, at_once: int, tile, size: int) -> None:
         """`at_once` points of `size` tiles, in registers."""
-        products, spec = total.products, self.winograd
+        products = total.products
         acc = registers(at_once * size, lanes=self.lanes)
         places = [(point + q, tile + t) for q in range(at_once) for t in range(size)]
         self._start(acc)
-        by_vector = self.spec.by_lane and not spec.by_channel
+        by_vector = self.spec.by_lane and not self.winograd.by_channel
         channels = self._channels(products.n, total.first, total.count, by_vector=by_vector)
         with channels as channel:
-            row = channel.block * spec.tiles + products.tile
-            at = [(products.n, p, row + t) for p, t in places]
+            at = [self._place(products, p, channel.block, t) for p, t in places]
             if by_vector:
-                self._add_by_lane(acc, places, at, channel, total.weight)
+                self._add_by_lane(total, acc, places, at, channel)
                 at = []
             for one, (p, _), where in zip(acc, places, at, strict=False):
                 with T.vectorized(0, self.lanes) as v:
-                    product = self.u[(*where, channel.lane)] * total.weight(p, channel, v)
+                    product = products.u[(*where, channel.lane)] * total.weight(p, channel, v)
                     T.buffer_store(one, one[v] + product, [v])
         self._finish(total, list(acc), places)
+
+    def _place(self, products: Products, point, block, tile) -> tuple:
+        """Where in u a point of a tile of a block is."""
+        sample = 0 if self.winograd.fuses_input else products.n
+        return sample, point, block * self.winograd.tiles + products.tile + tile
 
     def _start(self, acc: np.ndarray) -> None:
         for one in acc.flat:
@@ -289,18 +296,18 @@ class WinogradProducts(Conv2dBuilder):
             with T.If(total.chunk > 0), T.Then():
                 for one, (p, t) in zip(acc, places, strict=True):
                     with T.vectorized(0, self.lanes) as v:
-                        T.buffer_store(one, one[v] + buffer[t, p, v], [v])
+                        T.buffer_store(one, one[v] + buffer[p, t, v], [v])
         for one, (p, t) in zip(acc, places, strict=True):
             with T.vectorized(0, self.lanes) as v:
-                T.buffer_store(buffer, one[v], [t, p, v])
+                T.buffer_store(buffer, one[v], [p, t, v])
 
-    def _add_by_lane(self, acc, places: list, at: list[tuple], channel: _Channel, weight) -> None:
+    def _add_by_lane(self, total: _Sum, acc, places: list, at: list, channel: _Channel) -> None:
         """Multiply all channels of a block: sums in turns, so that none waits for itself."""
         lanes, v = self.spec.x.lanes, T.Ramp(0, 1, self.lanes)
         for start in range(0, len(places), _IN_TURNS):
             some = slice(start, start + _IN_TURNS)
-            inputs = [repeated_lanes(self.u, where, lanes) for where in at[some]]
+            inputs = [repeated_lanes(total.products.u, where, lanes) for where in at[some]]
             for lane in range(lanes):
                 one = _Channel(channel.index + lane, channel.block, lane)
-                for total, (p, _), u in zip(acc[some], places[some], inputs, strict=True):
-                    T.buffer_store(total, total[v] + u[lane] * weight(p, one, v), [v])
+                for to, (p, _), u in zip(acc[some], places[some], inputs, strict=True):
+                    T.buffer_store(to, to[v] + u[lane] * total.weight(p, one, v), [v])

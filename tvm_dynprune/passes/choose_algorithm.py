@@ -5,7 +5,7 @@
 ``direct``            any convolution
 ``winograd_2``        F(2 x 2, 3 x 3), for 3x3 with steps of 1
 ``winograd_4``        F(4 x 4, 3 x 3), likewise
-``winograd_strided``  F(3 x 3, 4 x 4) or F(4 x 4, 3 x 3) over squares of pixels (`space_to_depth`):
+``winograd_strided``  F(4 x 4, 4 x 4) or F(4 x 4, 3 x 3) over squares of pixels (`space_to_depth`):
                       for 5x5 to 7x7 with steps of 2 on few channels
 ``<algorithm>_in``    the same, but skipping input channels only; where output channels open by
                       less than a vector, which otherwise is gathered
@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import tvm
 from tvm import relax
 
-from tvm_dynprune.kernels.space_to_depth import POINTS, kernel_after
+from tvm_dynprune.kernels.space_to_depth import kernel_after
 from tvm_dynprune.passes.composite import (
     PREFIX,
     CompositeCall,
@@ -62,6 +62,8 @@ class ChooseAlgorithm:
         Layer name → mean of open_in * open_out over calibration inputs, between 0 and 1.
     winograd
         Whether Winograd may be chosen; without it every kernel sums the products as they are.
+    registers
+        Of the target, where Winograd's weights may be transformed in them; 0 where they may not.
     """
 
     def __init__(
@@ -72,16 +74,16 @@ class ChooseAlgorithm:
         open_products: Mapping[str, float] | None = None,
         *,
         winograd: bool = True,
+        registers: int = 0,
     ) -> None:
         self.lanes, self.cost, self.cache_kib = lanes, cost, cache_kib
-        self.winograd = winograd
+        self.winograd, self.registers = winograd, registers
         self.open_products = dict(open_products or {})
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         functions = dict(mod.functions_items())
-        model = CostModel(
-            self.lanes, self.cost, fits_cache(mod, self.cache_kib), winograd=self.winograd
-        )
+        cached = fits_cache(mod, self.cache_kib)
+        model = CostModel(self.lanes, self.cost, cached, self.winograd, self.registers)
         for global_var, func in functions.items():
             if is_composite(func) and func.attrs["Composite"] == PREFIX + "conv2d":
                 if "algorithm" not in func.attrs:
@@ -113,7 +115,7 @@ class CostModel:
 
     Attributes
     ----------
-    lanes, cost
+    lanes, cost, registers
         Of the target; see `ChooseAlgorithm`.
     cached
         Whether the network's weights stay in the last-level cache; see `fits_cache`.
@@ -125,6 +127,7 @@ class CostModel:
     cost: Cost
     cached: bool
     winograd: bool = True
+    registers: int = 0
 
     def costs(
         self, func: relax.Function, open_in: float, open_out: float, *, quick: bool
@@ -186,7 +189,14 @@ class CostModel:
             if gathers and not in_only and side != 3:
                 continue  # transformed at compile time, which is too much to gather
             plane = WinogradPlane(
-                height, width, tile_side(name, side), side, gated, quick, gathers and not in_only
+                height,
+                width,
+                tile_side(name),
+                side,
+                gated,
+                quick,
+                gathers and not in_only,
+                self.registers if side == 3 else 0,
             )
             each = channels if name != "winograd_strided" else 4 * channels
             costs[name] = winograd_cost(each, blocks, plane, self.lanes, self._cost())
@@ -251,10 +261,9 @@ def _gated_sides(func: relax.Function) -> list[bool]:
     return [not is_dense and role in _roles(func) for role in ("open_in", "open_out")]
 
 
-def tile_side(algorithm: str, kernel: int) -> int:
-    """Side of the tiles of a Winograd algorithm, whose transforms have up to 6 points."""
-    name = algorithm.removesuffix("_in")
-    return POINTS + 1 - kernel if name == "winograd_strided" else int(name[-1])
+def tile_side(algorithm: str) -> int:
+    """Side of the tiles of a Winograd algorithm."""
+    return 2 if algorithm.removesuffix("_in") == "winograd_2" else 4
 
 
 @dataclass(frozen=True)

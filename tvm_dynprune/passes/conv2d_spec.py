@@ -25,6 +25,11 @@ class KernelTarget:
     registers: int
     by_lane: bool = False
 
+    @property
+    def transform_registers(self) -> int:
+        """Those in which Winograd's weights may be transformed, or 0."""
+        return 0 if self.by_lane else self.registers
+
 
 def kernel_target(soc: Soc) -> KernelTarget:
     """That of a SoC."""

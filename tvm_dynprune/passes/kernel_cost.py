@@ -8,7 +8,7 @@ relative to it; they were fitted to timings of one core.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tvm_dynprune.kernels.winograd import packs_transformed
+from tvm_dynprune.kernels.winograd import packs_transformed, tiles_in_registers
 from tvm_dynprune.soc import Cost
 
 
@@ -41,6 +41,8 @@ class WinogradPlane:
         Whether weights are fetched quickly; see `Schedule.quick_weights`.
     gathered
         Whether vectors of weights are put together from open output channels.
+    registers
+        Of the target, where weights may be transformed in them; 0 where they may not.
     """
 
     height: int
@@ -50,6 +52,13 @@ class WinogradPlane:
     gated: bool
     quick: bool = False
     gathered: bool = False
+    registers: int = 0
+
+    @property
+    def in_registers(self) -> bool:
+        """Whether weights are transformed in registers; see `tiles_in_registers`."""
+        side = self.m + self.r - 1
+        return not self.gathered and self.tiles <= tiles_in_registers(side, self.registers)
 
     @property
     def tiles(self) -> int:
@@ -68,7 +77,9 @@ def winograd_cost(
     """Cost of a Winograd convolution of `channels_in` open channels, transforms included."""
     tiles, points = plane.tiles, plane.points
     packs = packs_transformed(tiles, lanes, plane.gated, plane.quick)
-    if packs and not plane.gathered:
+    if plane.in_registers:
+        weights = plane.r**2 * cost.weight + points
+    elif packs and not plane.gathered:
         weights = points * cost.weight
     else:
         weights = plane.r**2 * cost.weight + points * cost.weight_transform

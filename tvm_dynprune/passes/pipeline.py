@@ -67,11 +67,18 @@ def choose_passes(
 
     A lowering that was asked for by name comes with direct convolutions, `auto` with the fastest.
     """
-    winograd = lowering == "auto"
+    target = kernel_target(soc)
     return [
         ChooseLowering(lowering, open_products),
-        ChooseAlgorithm(soc.lanes, soc.cost, soc.cache_kib, open_products, winograd=winograd),
-        *([ApplySchedules(kernel_target(soc), tuned, open_products)] if tuned else []),
+        ChooseAlgorithm(
+            soc.lanes,
+            soc.cost,
+            soc.cache_kib,
+            open_products,
+            winograd=lowering == "auto",
+            registers=target.transform_registers,
+        ),
+        *([ApplySchedules(target, tuned, open_products)] if tuned else []),
     ]
 
 

@@ -70,7 +70,7 @@ def arguments_of(spec: Conv2d, lists: OpenLists, tensor: Callable[[np.ndarray], 
         unit = spec.y.lanes if spec.visit == "blocks" else 1
         listed += map(tensor, _list(lists.open_out, unit, spec.y))
     first, source = None, x
-    if convolution.winograd is not None:
+    if convolution.first is not None and convolution.winograd is not None:
         source = tensor(np.zeros(convolution.winograd.transformed_shape, "float32"))
         blocks = []
         if spec.open_in and lists.open_in is not None:
