@@ -120,8 +120,12 @@ def test_planes_of_several_strips(size: tuple[int, int], sides: str) -> None:
 @pytest.mark.parametrize("size", [(33, 40), (30, 71), (36, 31)])
 @pytest.mark.parametrize(("pad", "halo"), [(0, 0), (1, 1), (1, 2)])
 @pytest.mark.parametrize("visit", ["all", "blocks"])
-def test_input_of_one_block_is_transformed_strip_by_strip(m, size, pad, halo, visit) -> None:
+@pytest.mark.parametrize("open_in", [False, True])
+def test_input_of_one_block_is_transformed_strip_by_strip(
+    m, size, pad, halo, visit, open_in
+) -> None:
     spec = convolution(size, pad, halo, batch=2, channels=(LANES, 24), visit=visit)
+    spec = replace(spec, open_in=open_in)
     assert Winograd(spec, m).fuses_input
     check(spec, m, "mixed")
 

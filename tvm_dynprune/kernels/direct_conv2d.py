@@ -22,7 +22,7 @@ from tvm_dynprune.kernels.reduction import Step
 from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, Tile, cut, tile_size, tiles
 
-_FEW_PIXELS = 64
+_FEW_PIXELS = 256
 _MOST_VECTORS = 8  # computed together: as many streams of weights as hardware follows
 _IN_TURNS = 4  # pixels, as many as a multiply-add takes cycles
 _FEW_BLOCKS = 16  # whose open ones may not keep all threads busy
@@ -61,7 +61,7 @@ def pack_direct_weight(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
 def prefetches(spec: Conv2d) -> bool:
     """Whether a kernel prefetches weights, unless they are quick.
 
-    A list has gaps that no hardware foresees; with many pixels it has time to fetch.
+    A list has gaps that no hardware foresees; with very many pixels it has time to fetch.
     """
     few = spec.y.height * spec.y.width <= _FEW_PIXELS
     return few and spec.open_in and spec.by_input_block and spec.visit != "gather"

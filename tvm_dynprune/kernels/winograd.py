@@ -109,7 +109,7 @@ class Winograd:
         What it transforms, and multiplies for every output channel, then stays in a near cache.
         """
         conv = self.conv
-        one_block = conv.x.blocks == 1 and not conv.open_in and conv.visit in ("all", "blocks")
+        one_block = conv.x.blocks == 1 and not self.by_channel and conv.visit in ("all", "blocks")
         return one_block and self.packs_transformed and self.strip_rows < self.rows
 
     @property

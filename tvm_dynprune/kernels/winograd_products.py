@@ -22,6 +22,7 @@ from tvm_dynprune.kernels.tiling import cut_evenly
 from tvm_dynprune.kernels.winograd import Winograd, pieces
 from tvm_dynprune.kernels.winograd_transforms import weight_transform
 
+_FEW_TILES = 64  # which leave no time to wait for weights
 _IN_TURNS = 4  # sums, as many as a multiply-add takes cycles
 
 
@@ -203,7 +204,7 @@ class WinogradProducts(Conv2dBuilder):
                     return self._weight(products.block, channel, i, j, v)
                 return raw[channel.index * 9 + i * 3 + j, v]
 
-            if raw is None and self.winograd.tiles <= self.lanes:
+            if raw is None and self.winograd.tiles <= _FEW_TILES:
                 self._prefetch(products, channel, later)
             self._transform_weight(transformed, channel, given)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from tvm_dynprune.kernels.winograd import packs_transformed, tiles_in_registers
 from tvm_dynprune.soc import Cost
 
+_TRANSFORM_IN_REGISTERS = 2.0  # of a vector of weights
+
 
 def direct_cost(
     channels_in: float, blocks_out: float, pixels: int, kernel: Sequence[int], cost: Cost
@@ -78,7 +80,7 @@ def winograd_cost(
     tiles, points = plane.tiles, plane.points
     packs = packs_transformed(tiles, lanes, plane.gated, plane.quick)
     if plane.in_registers:
-        weights = plane.r**2 * cost.weight + points
+        weights = plane.r**2 * cost.weight + _TRANSFORM_IN_REGISTERS * points
     elif packs and not plane.gathered:
         weights = points * cost.weight
     else:
