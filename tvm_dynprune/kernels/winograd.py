@@ -28,10 +28,11 @@ _FEW_IN_REGISTERS = 4  # tiles that share a row of weights
 def packs_transformed(tiles: int, lanes: int, gated: bool, quick: bool) -> bool:
     """Whether weights are transformed at compile time.
 
-    Not where an image needs a part of them for few tiles, and fetching them is not `quick`: it is
-    what takes the time then, and it is 9 values before the transform and 16 or 36 after it.
+    Not where they are needed for few tiles, and fetching them is not `quick`: it is what takes the
+    time then, and it is 9 values before the transform and 16 or 36 after it. The parts that gates
+    leave take longer.
     """
-    return not gated or quick or tiles > _FEW_TILES * lanes
+    return quick or tiles > (_FEW_TILES if gated else 1) * lanes
 
 
 def tiles_in_registers(side: int, registers: int) -> int:
