@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from dataclasses import replace
 
 import pytest
 import tvm
@@ -120,7 +121,7 @@ def test_calibration_changes_the_costs():
 def test_weights_that_stay_in_the_cache_cost_less():
     mod = annotated("layers_in_a_row")
     costs = []
-    for cache_kib, cached in ((2 * weights_kib(mod), 1), (2 * weights_kib(mod) - 1, 0)):
+    for cache_kib, cached in ((4 * weights_kib(mod), 1), (4 * weights_kib(mod) - 1, 0)):
         after = ChooseAlgorithm(LANES, COST, cache_kib)(mod)
         func = next(f for f in composites(after).values() if f.attrs["layer"] == "second")
         assert func.attrs["weights_quick"] == cached
@@ -169,7 +170,7 @@ def test_costs_count_products_and_transforms():
     free = Cost(0.0, 0.0, 0.5, 0.0, 0.0)
     assert direct_cost(32, 2, 49, (3, 3), free) == 32 * 2 * 49 * 9
     # 7 x 7 pixels are 2 x 2 tiles of 4 x 4, 36 products each.
-    dense, gated = (WinogradPlane(7, 7, 4, 3, gated) for gated in (False, True))
+    dense, gated = (WinogradPlane(7, 7, 4, 3, gated, not gated) for gated in (False, True))
     products = 32 * 2 * 4 * 36
     assert winograd_cost(32, 2, dense, 16, free) == products
     assert winograd_cost(32, 2, dense, 16, Cost(1.0, 0.0, 0.5, 0.0, 0.0)) == products + 4 * 4 * 36
@@ -177,3 +178,5 @@ def test_costs_count_products_and_transforms():
     assert winograd_cost(32, 2, dense, 16, Cost(0.0, 1.0, 0.5, 1.0, 0.0)) == products + 32 * 2 * 36
     assert winograd_cost(32, 2, gated, 16, Cost(0.0, 1.0, 0.5, 0.0, 0.0)) == products + 32 * 2 * 9
     assert winograd_cost(32, 2, gated, 16, Cost(0.0, 0.0, 0.5, 1.0, 0.0)) == products + 32 * 2 * 36
+    in_registers = replace(gated, registers=32)
+    assert winograd_cost(32, 2, in_registers, 16, free) == products + 32 * 2 * 2 * 36

@@ -160,8 +160,9 @@ class Winograd:
         x, y = self.conv.x, self.conv.y
         if self.packs_transformed:
             return (y.blocks, self.points, x.blocks, self.block_channels, y.lanes)
-        inner = (x.channels, 3, 3) if self.packs_by_channel else (x.blocks, 3, 3, x.lanes)
-        return (y.blocks, *inner, y.lanes)
+        if self.packs_by_channel:
+            return (y.blocks, x.channels, 3, 3, y.lanes)
+        return (y.blocks, x.blocks, 3, 3, self.block_channels, y.lanes)
 
     @property
     def transformed_shape(self) -> tuple[int, int, int, int]:

@@ -82,7 +82,7 @@ def _winograd_spaces(spec: Conv2d, m: int) -> list[Space]:
     heights = {size for tiles in strips.values() for size in _strip_sizes(plane, tiles)}
     sums = {}  # how their tiles are cut → sums
     for count in (most + 2, *(max(1, most * k // 7) for k in (2, 3, 4, 5, 6, 7))):
-        sums[str([pieces(size, plane.points, count) for size in heights])] = count
+        sums[str([_cut(plane, size, count) for size in heights])] = count
     space: Space = {
         "algorithm": [f"winograd_{m}"],
         "sums": sorted(sums.values()),
@@ -97,6 +97,13 @@ def _winograd_spaces(spec: Conv2d, m: int) -> list[Space]:
         if not quick or packs.packs_transformed != spaces[0][1]:
             spaces.append((space | decided, packs.packs_transformed))
     return [space for space, _ in spaces]
+
+
+def _cut(plane: Winograd, tiles: int, sums: int) -> list:
+    """How tiles are cut into those that are summed together."""
+    if plane.transforms_in_registers:
+        return cut_evenly(tiles, max(1, sums // plane.side))
+    return pieces(tiles, plane.points, sums)
 
 
 def _strip_sizes(plane: Winograd, strip_tiles: int) -> set[int]:
