@@ -284,6 +284,14 @@ def test_few_pixels_whose_input_is_walked_once(size, c_in, unit_in, c_out, batch
     check(case)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 3)])
+@pytest.mark.parametrize(("unit_in", "open_in"), [(8, True), (1, True), (8, False)])
+@pytest.mark.parametrize("visit", ["all", "blocks"])
+def test_few_pixels_of_several_blocks_together(size, unit_in, open_in, visit):
+    case = Case(size=size, c_in=24, unit_in=unit_in, open_in=open_in, c_out=104, visit=visit)
+    check(replace(case, registers=32, batch=3, fill=True, scale=True))
+
+
 @pytest.mark.parametrize("visit", ["all", "blocks", "gather", "group"])
 @pytest.mark.parametrize(("c_in", "unit_in"), [(16, 4), (16, 1), (15, 4)])
 @pytest.mark.parametrize("open_in", [False, True])

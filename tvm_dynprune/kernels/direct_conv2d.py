@@ -20,7 +20,7 @@ from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVector
 from tvm_dynprune.kernels.reduction import Step
 from tvm_dynprune.kernels.registers import registers
-from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, Tile, cut, tile_size, tiles
+from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, Tile, tile_size, tiles
 
 _FEW_PIXELS = 256
 _MOST_VECTORS = 8  # computed together: as many streams of weights as hardware follows
@@ -95,8 +95,6 @@ class _Builder(Conv2dBuilder):
     def sample(self, n) -> None:
         if self.spec.input_outer:
             self._sample_input_outer(n)
-        elif self._vectors > 1:
-            self._sample_by_vectors(n)
         else:
             super().sample(n)
 
@@ -104,18 +102,27 @@ class _Builder(Conv2dBuilder):
     def _vectors(self) -> int:
         """Output blocks that are computed together: few pixels alone leave registers idle."""
         spec = self.spec
-        if spec.visit != "all" or spec.open_in:
+        if spec.visit not in ("all", "blocks"):
             return 1
         pixels = spec.y.height * spec.y.width
         weights = spec.x.lanes if self._by_vector else 1
         most = (spec.registers - SPARE_REGISTERS) // (pixels + weights)
         return max(1, min(most, _MOST_VECTORS, spec.y.blocks))
 
-    def _sample_by_vectors(self, n) -> None:
+    def blocks(self, n) -> None:
         """Several blocks at a time, then the rest."""
-        for start, vectors, count in cut(self.spec.y.blocks, self._vectors):
-            with T.parallel(0, count) as i:
-                self._blocks(n, start + i * vectors, vectors, Part())
+        vectors, count = self._vectors, self.block_count(n)
+        if vectors == 1:
+            super().blocks(n)
+            return
+        whole = count // vectors if isinstance(count, int) else tirx.floordiv(count, vectors)
+        with T.parallel(0, whole) as i:
+            self._blocks(n, [self.block_at(n, i * vectors + k) for k in range(vectors)], Part())
+        if not isinstance(count, int):
+            with T.parallel(whole * vectors, count) as position:
+                self._blocks(n, [self.block_at(n, position)], Part())
+        elif count % vectors:
+            self._blocks(n, list(range(whole * vectors, count)), Part())
 
     @property
     def parts(self) -> int:
@@ -129,37 +136,38 @@ class _Builder(Conv2dBuilder):
         return tiles(y.height, y.width, self.spec.schedule.tile or rule)
 
     def block(self, n, block, part: Part) -> None:
-        self._blocks(n, block, 1, part)
+        self._blocks(n, [block], part)
 
-    def _blocks(self, n, block, vectors: int, part: Part) -> None:
-        """Emit `vectors` neighbouring vectors of output channels, a part of the pixels."""
+    def _blocks(self, n, blocks: list, part: Part) -> None:
+        """Emit some vectors of output channels, a part of the pixels."""
         spec = self.spec
 
         def weight(step: Step, k: int, v):
-            return self.weight[(block + k, *step.weight, v)]
+            return self.weight[(blocks[k], *step.weight, v)]
 
         def start(acc) -> None:
             for (k, _), one in np.ndenumerate(acc):
                 with T.vectorized(0, self.lanes) as v:
-                    bias = self.bias[(block + k) * self.lanes + v] if spec.bias else T.float32(0)
+                    bias = self.bias[blocks[k] * self.lanes + v] if spec.bias else T.float32(0)
                     T.buffer_store(one, bias, [v])
 
         def finish(acc, tile: Tile, row, column) -> None:
             for (k, t), one in np.ndenumerate(acc):
                 i, j = tile.pixels[t]
                 with T.vectorized(0, self.lanes) as v:
-                    self.store(one[v], n, block + k, row + i, column + j, v)
+                    self.store(one[v], n, blocks[k], row + i, column + j, v)
 
         def prefetch(following: tuple) -> None:
-            for lane in range(0, spec.reduction.block_channels, max(1, LINE // self.lanes)):
+            lanes = range(0, spec.reduction.block_channels, max(1, LINE // self.lanes))
+            for block, lane in product(blocks, lanes):
                 ask_for(self.weight, (block, *following, lane, 0))
 
         slow = prefetches(spec) and not spec.schedule.quick_weights
         self._prefetch = prefetch if slow else None
-        self._pixels(n, part, _Sums(vectors, weight, start, finish))
+        self._pixels(n, part, _Sums(len(blocks), weight, start, finish))
         with part.first():
-            for k in range(vectors):
-                zero_halo(self.y, spec.y, n, block + k)
+            for block in blocks:
+                zero_halo(self.y, spec.y, n, block)
 
     def _sample_input_outer(self, n) -> None:
         """Threads share the open input channels, each of which adds to every output."""
