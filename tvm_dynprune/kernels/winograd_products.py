@@ -7,7 +7,7 @@ in registers, a row of points at a time, else through memory, some input channel
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +65,6 @@ class _Sum:
     products: Products
     first: Any
     count: Any
-    weight: Callable[..., Any] | None = None
     chunk: Any = None
 
 
@@ -93,7 +92,7 @@ class WinogradProducts(Conv2dBuilder):
         def weight(point, channel: _Channel, v):
             return self.weight[products.block, point, channel.block, channel.lane, v]
 
-        self._multiply(_Sum(products, 0, self._items(products.n), weight))
+        self._multiply(_Sum(products, 0, self._items(products.n)), weight)
 
     def _items(self, n):
         """How many blocks of input channels, or channels, there are to walk."""
@@ -211,7 +210,7 @@ class WinogradProducts(Conv2dBuilder):
         def weight(point, channel: _Channel, v):
             return transformed[point, channel.index, v]
 
-        self._multiply(replace(total, weight=weight))
+        self._multiply(total, weight)
 
     def _gather_weight(self, total: _Sum) -> Buffer | None:
         """The weights of a few open input channels for a gathered vector, 9 rows each."""
@@ -254,29 +253,33 @@ class WinogradProducts(Conv2dBuilder):
                 for j, value in enumerate(row):
                     T.buffer_store(transformed, value, [i * points + j, channel.index, v])
 
-    def _multiply(self, total: _Sum) -> None:
+    def _multiply(self, total: _Sum, weight: Callable[..., Any]) -> None:
         """Every tile and point of a sum, in pieces that fit the registers."""
         points = self.winograd.points
         for start, size, count, at_once in pieces(total.products.tiles, points, self.winograd.sums):
             with T.grid(points // at_once, count) as (p, piece):
-                self._tile(total, p * at_once, at_once, start + piece * size, size)
+                places = [
+                    (p * at_once + q, start + piece * size + t)
+                    for q in range(at_once)
+                    for t in range(size)
+                ]
+                self._tile(total, weight, places)
 
-    def _tile(self, total: _Sum, point, at_once: int, tile, size: int) -> None:
-        """`at_once` points of `size` tiles, in registers."""
+    def _tile(self, total: _Sum, weight: Callable[..., Any], places: list[tuple]) -> None:
+        """Some points of some tiles, in registers."""
         products = total.products
-        acc = registers(at_once * size, lanes=self.lanes)
-        places = [(point + q, tile + t) for q in range(at_once) for t in range(size)]
+        acc = registers(len(places), lanes=self.lanes)
         self._start(acc)
         by_vector = self.spec.by_lane and not self.winograd.by_channel
         channels = self._channels(products.n, total.first, total.count, by_vector=by_vector)
         with channels as channel:
             at = [self._place(products, p, channel.block, t) for p, t in places]
             if by_vector:
-                self._add_by_lane(total, acc, places, at, channel)
+                self._add_by_lane(products.u, weight, acc, places, at, channel)
                 at = []
             for one, (p, _), where in zip(acc, places, at, strict=False):
                 with T.vectorized(0, self.lanes) as v:
-                    product = products.u[(*where, channel.lane)] * total.weight(p, channel, v)
+                    product = products.u[(*where, channel.lane)] * weight(p, channel, v)
                     T.buffer_store(one, one[v] + product, [v])
         self._finish(total, list(acc), places)
 
@@ -302,13 +305,13 @@ class WinogradProducts(Conv2dBuilder):
             with T.vectorized(0, self.lanes) as v:
                 T.buffer_store(buffer, one[v], [p, t, v])
 
-    def _add_by_lane(self, total: _Sum, acc, places: list, at: list, channel: _Channel) -> None:
+    def _add_by_lane(self, u: Buffer, weight: Callable, acc, places, at, channel: _Channel) -> None:
         """Multiply all channels of a block: sums in turns, so that none waits for itself."""
         lanes, v = self.spec.x.lanes, T.Ramp(0, 1, self.lanes)
         for start in range(0, len(places), _IN_TURNS):
             some = slice(start, start + _IN_TURNS)
-            inputs = [repeated_lanes(total.products.u, where, lanes) for where in at[some]]
+            inputs = [repeated_lanes(u, where, lanes) for where in at[some]]
             for lane in range(lanes):
                 one = _Channel(channel.index + lane, channel.block, lane)
-                for to, (p, _), u in zip(acc[some], places[some], inputs, strict=True):
-                    T.buffer_store(to, to[v] + u[lane] * total.weight(p, one, v), [v])
+                for to, (p, _), one_u in zip(acc[some], places[some], inputs, strict=True):
+                    T.buffer_store(to, to[v] + one_u[lane] * weight(p, one, v), [v])
