@@ -142,9 +142,14 @@ def tuning_table(progress: Any) -> Table:
     budget, elapsed = progress.budget, progress.elapsed_s
     limits = [f"{progress.trials} trials" + (f" of {budget.trials}" if budget.trials else "")]
     limits.append(f"{elapsed / 60:.1f} min" + (f" of {budget.minutes}" if budget.minutes else ""))
-    if progress.costs_measured:
-        count = f"{progress.costs_measured} of {len(progress.tasks)} kernels"
-        limits.append(f"time against open channels: {count}")
+    stages = (
+        ("time against open channels", progress.costs_measured),
+        ("finals", progress.finals_played),
+    )
+    for stage, count in stages:
+        if count:
+            limits.append(f"{stage}: {count} of {len(progress.tasks)} kernels")
+            break
     table = Table(title=", ".join(limits))
     table.add_column("kernel")
     unit, rate = _tuning_units(progress.unit)

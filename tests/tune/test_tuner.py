@@ -116,6 +116,42 @@ def test_a_builder_that_crashes_or_hangs_costs_its_trial(monkeypatch, tmp_path: 
     assert written == list(zip(tiles[1:], failures[1:], strict=True))
 
 
+def test_candidates_in_turns_are_built_once_and_a_failure_costs_only_its_own(monkeypatch):
+    monkeypatch.setattr(workers, "_build", _build_once)
+    monkeypatch.setattr(workers, "run_here", _run_turn)
+    pool = workers.Workers({"kind": "llvm"}, [0, 0], lambda *_: None, lambda *_: None)
+    tiles = [(1, 1), (1, 2), (1, 3)]
+    timed = pool.time_inputs([(TASKS[0], Schedule(tile=tile)) for tile in tiles], turns=3)
+    pool.close()
+    assert timed[0] == ([2.0, 5.0], None)
+    assert timed[1] == (None, "building failed: ValueError: no such kernel")
+    assert timed[2] == (None, "running failed: ValueError: lost")
+
+
+def _build_once(job):
+    from pathlib import Path
+
+    tile, folder = Schedule.from_json(job[1]).tile, Path(job[3])
+    if tile == (1, 2):
+        raise ValueError("no such kernel")
+    (folder / "tile").write_text(str(tile[1]))
+    return str(folder)
+
+
+def _run_turn(folder):
+    """Two inputs, of which the first one takes as many seconds as it ran; 3 fails in turn 2."""
+    from pathlib import Path
+
+    with (Path(folder) / "turns").open("a+") as turns:
+        turns.write(".")
+        turns.flush()
+        turns.seek(0)
+        turn = len(turns.read())
+    if turn == 2 and (Path(folder) / "tile").read_text() == "3":
+        raise ValueError("lost")
+    return [[float(turn), 5.0]]
+
+
 def _break_some(job):
     import os
     import time

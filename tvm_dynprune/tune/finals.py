@@ -23,6 +23,7 @@ def play_finals(
     tasks: Sequence[TuningTask],
     log: TuningLog,
     workers: Workers,
+    on_played: Callable[[], None],
     interrupted: Callable[[], bool],
 ) -> None:
     """Time the finalists of each kernel and add them to the log, unless it holds all of them.
@@ -43,17 +44,18 @@ def play_finals(
         finalists = near[:_FINALISTS]
         if len(finalists) > 1 and any((key, each.schedule) not in known for each in finalists):
             schedules = [Schedule.from_json(trial.schedule) for trial in finalists]
-            log.append_finals(task, _in_turns(task, schedules, workers))
+            log.append_finals(task, _expected_s(task, schedules, workers))
+        on_played()
 
 
-def _in_turns(
+def _expected_s(
     task: TuningTask, schedules: Sequence[Schedule], workers: Workers
 ) -> dict[Schedule, float]:
-    """Expected time of each, the median of its turns; those that failed are left out."""
+    """Expected time of each, from the medians of its turns; those that failed are left out."""
     shares = [lists.share for lists in task.inputs]
-    times: dict[Schedule, list[float]] = {}
-    jobs = [(task, schedule) for schedule in schedules] * _TURNS
-    for (_, schedule), (seconds, _) in zip(jobs, workers.time_inputs(jobs), strict=True):
-        if seconds is not None:
-            times.setdefault(schedule, []).append(float(np.dot(seconds, shares)))
-    return {schedule: float(np.median(each)) for schedule, each in times.items()}
+    timed = workers.time_inputs([(task, schedule) for schedule in schedules], _TURNS)
+    return {
+        schedule: float(np.dot(seconds, shares))
+        for schedule, (seconds, _) in zip(schedules, timed, strict=True)
+        if seconds is not None
+    }

@@ -40,14 +40,15 @@ class TaskProgress:
 class Progress:
     """How far tuning has come.
 
-    `unit` is that of the log (`RunInfo`), `costs_measured` the number of tasks whose time against
-    open channels has been measured.
+    `unit` is that of the log (`RunInfo`), `finals_played` the number of tasks whose fastest
+    schedules were timed again, `costs_measured` of those whose time against open channels was.
     """
 
     tasks: list[TaskProgress]
     elapsed_s: float
     budget: Budget
     unit: str = "seconds"
+    finals_played: int = 0
     costs_measured: int = 0
 
     @property

@@ -126,12 +126,13 @@ class _Session:
         self.workers = Workers(self.target, cores(), self.find, self.record, devices)
         self._by_workload = {workload_key(one.task.spec): one for one in self.tasks}
         self._stopped = False
-        self.costs_measured = 0
+        self.finals_played = self.costs_measured = 0
 
     @property
     def progress(self) -> Progress:
         elapsed_s, unit = self.log.elapsed_s, self.log.info.unit
-        return Progress(self.tasks, elapsed_s, self.budget, unit, self.costs_measured)
+        stages = self.finals_played, self.costs_measured
+        return Progress(self.tasks, elapsed_s, self.budget, unit, *stages)
 
     def run(self, seed: int) -> None:
         """The search, until the budget is spent, then time against open channels."""
@@ -144,8 +145,7 @@ class _Session:
                 if not self._stopped:
                     raise
             if self.log.info.unit == "seconds":  # instructions are exact
-                tasks = [one.task for one in self.tasks]
-                play_finals(tasks, self.log, self.workers, self.interrupted)
+                self._play_finals()
             self._measure_costs()
         except Exception:
             if self.workers.lost:
@@ -165,6 +165,16 @@ class _Session:
         finally:
             for one in self.tasks:
                 one.own_s = one.best_s
+
+    def _play_finals(self) -> None:
+        """The fastest schedules of each kernel once more, in turns."""
+
+        def count() -> None:
+            self.finals_played += 1
+            self.on_progress(self.progress)
+
+        tasks = [one.task for one in self.tasks]
+        play_finals(tasks, self.log, self.workers, count, self.interrupted)
 
     def _measure_costs(self) -> None:
         """Time against open channels, of the kernels whose times the log does not hold yet."""

@@ -130,8 +130,10 @@ class Workers:
             results.append((trial.seconds, trial.failure))
         return results
 
-    def time_inputs(self, jobs: Sequence[Job]) -> list[tuple[list[float] | None, str | None]]:
-        """(Median seconds of each of the task's inputs, why not) for each; no trials.
+    def time_inputs(
+        self, jobs: Sequence[Job], turns: int = 1
+    ) -> list[tuple[list[float] | None, str | None]]:
+        """(Median seconds of each of the task's inputs, why not) for each, in turns; no trials.
 
         Raises
         ------
@@ -140,14 +142,19 @@ class Workers:
         """
         folders = [self._new_folder() for _ in jobs]
         failures = self._build_in(list(zip(jobs, folders, strict=True)))
-        ran = dict(self._outcomes([f for f in folders if failures[f] is None]))
-        results = []
+        rounds: dict[str, list[list[float]]] = {folder: [] for folder in folders}
+        for _ in range(turns):
+            built = [folder for folder in folders if failures[folder] is None]
+            for folder, (more, failures[folder]) in self._outcomes(built):
+                rounds[folder] += more or []
         for folder in folders:
-            rounds, failure = ran.get(folder, (None, failures[folder]))
             shutil.rmtree(folder, ignore_errors=True)
-            medians = None if rounds is None else np.median(rounds, axis=0).tolist()
-            results.append((medians, failure))
-        return results
+        return [
+            (np.median(rounds[folder], axis=0).tolist(), None)
+            if failures[folder] is None
+            else (None, failures[folder])
+            for folder in folders
+        ]
 
     def _new_folder(self) -> str:
         return tempfile.mkdtemp(dir=self._folder.name)
