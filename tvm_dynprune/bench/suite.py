@@ -11,6 +11,8 @@ from typing import Any
 from tvm_dynprune.bench.engines import PEERS
 from tvm_dynprune.files import write_atomic
 from tvm_dynprune.report.suite_plot import plot_suite
+from tvm_dynprune.soc import load_soc
+from tvm_dynprune.soc.host import SIMILAR
 
 NETWORKS = (
     "vgg16_bn",
@@ -24,14 +26,16 @@ PICTURE = "benchmarks.svg"
 CUTS = (0.7, 0.0, 0.25, 0.5, 0.85)  # the first against every engine, the others against the fastest
 
 
-def main(out: str, *networks: str) -> None:
-    """Time what has no JSON in `out` yet, then print the page."""
+def main(out: str, logs: str, *networks: str) -> None:
+    """Time what has no JSON in `out` yet, then print the page; `logs` has tuning logs by SoC."""
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     for network in networks or NETWORKS:
         against = list(PEERS)
         for cut in CUTS:
-            result = _measured(folder / f"{network}-{cut:.2f}.json", network, cut, against)
+            command = ["bench", network, "--mac-cut", str(cut), *_tuned(network, Path(logs))]
+            command += ["--against", ",".join(against), "--rounds", "5"]
+            result = _measured(folder / f"{network}-{cut:.2f}.json", command)
             if cut == CUTS[0]:
                 dense = {name: result["engines"][name]["median_ms"] for name in against}
                 against = [min(dense, key=lambda name: dense[name])]
@@ -40,12 +44,19 @@ def main(out: str, *networks: str) -> None:
     print("\n".join(page(results)))
 
 
-def _measured(path: Path, network: str, cut: float, against: list[str]) -> dict[str, Any]:
+def _tuned(network: str, logs: Path) -> list[str]:
+    """Options for the log of a network for machines like this one, if there is one."""
+    host = load_soc("host")
+    soc = SIMILAR[host.target["mtriple"].startswith("x86_64"), host.lanes]
+    log = logs / soc / network
+    return ["--soc", soc, "--log", str(log)] if log.is_dir() else []
+
+
+def _measured(path: Path, command: list[str]) -> dict[str, Any]:
     if not path.is_file():
-        command = [sys.executable, "-m", "tvm_dynprune", "bench", network]
-        command += ["--mac-cut", str(cut), "--against", ",".join(against), "--rounds", "5"]
         with write_atomic(path) as temporary:
-            subprocess.run([*command, "--json", str(temporary)], check=True, stdout=sys.stderr)
+            command = [sys.executable, "-m", "tvm_dynprune", *command, "--json", str(temporary)]
+            subprocess.run(command, check=True, stdout=sys.stderr)
     return json.loads(path.read_text())
 
 
@@ -58,6 +69,8 @@ def page(results: list[dict[str, Any]]) -> Iterable[str]:
     yield "Latency in ms: median of each input's runs, mean over the inputs (minimum to maximum of"
     yield "all runs); engines in turns, one pinned process each."
     yield "Gates are forced: their thresholds are set for a MAC cut, and say nothing of accuracy."
+    socs = sorted({result["soc"] for result in results})
+    yield f"* ours: SoC profile {', '.join(socs)}; kernels from `tuning_logs/` where it has them"
     settings: dict[str, str] = {}
     versions: dict[str, str] = {}
     for result in results:
