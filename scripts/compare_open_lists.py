@@ -56,10 +56,9 @@ def compare(tasks: list[TuningTask], soc: Soc, found: list[dict]) -> tuple[np.nd
     for task in tasks:
         schedules = [best[workload_key(task.spec)].schedule for best in found]
         same += schedules[0] == schedules[1]
-        jobs = [(task, schedule) for schedule in schedules] * TURNS
-        timed = [seconds for seconds, _ in workers.time_inputs(jobs)]
-        expected = np.array(timed) @ [lists.share for lists in task.inputs]
-        medians = np.median(expected.reshape(TURNS, len(found)), axis=0)
+        jobs = [(task, schedule) for schedule in schedules]
+        timed = [seconds for seconds, _ in workers.time_inputs(jobs, TURNS)]
+        medians = np.array(timed) @ [lists.share for lists in task.inputs]
         if schedules[0] == schedules[1]:
             medians[:] = medians.mean()
         total += medians * len(task.layers) * 1e3

@@ -31,9 +31,9 @@ def main(out: str, logs: str, *networks: str) -> None:
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     for network in networks or NETWORKS:
-        against = list(PEERS)
+        against, tuned = list(PEERS), _tuned(network, Path(logs))
         for cut in CUTS:
-            command = ["bench", network, "--mac-cut", str(cut), *_tuned(network, Path(logs))]
+            command = ["bench", network, "--mac-cut", str(cut), *tuned]
             command += ["--against", ",".join(against), "--rounds", "5"]
             result = _measured(folder / f"{network}-{cut:.2f}.json", command)
             if cut == CUTS[0]:
