@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
 import pytest
 import tvm
 
@@ -52,6 +54,21 @@ def test_a_kernel_is_known_by_what_it_computes_not_by_its_schedule():
     before = chosen()
     after = ApplySchedules(TARGET, dict.fromkeys(keys(before).values(), TunedKernel(TUNED)))(before)
     assert keys(after) == keys(before)
+
+
+def test_a_gated_kernel_that_computes_everything_takes_what_was_found_for_the_one_without_gate():
+    before = chosen(lowering="dense")
+    specs = {composite.layer: spec for composite, spec in module_specs(before, TARGET)}
+    gated = [layer for layer, spec in specs.items() if spec.scale]
+    assert gated
+    found = {workload_key(replace(spec, scale=False)): TunedKernel(TUNED) for spec in specs.values()}
+    after = ApplySchedules(TARGET, found)(before)
+    applied = {composite.layer: spec for composite, spec in module_specs(after, TARGET)}
+    for layer in gated:
+        assert applied[layer] == replace(specs[layer], schedule=TUNED)
+    listed = chosen(lowering="indexed")
+    for composite, spec in module_specs(ApplySchedules(TARGET, found)(listed), TARGET):
+        assert (spec.schedule == TUNED) == (workload_key(spec) in found), composite.layer
 
 
 @pytest.mark.parametrize("lowering", ["if", "indexed"])

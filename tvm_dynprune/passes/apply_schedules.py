@@ -5,13 +5,15 @@ A kernel is looked up by what it computes (`kernels.workload`); the schedule is 
 ``schedule``, and its algorithm as ``algorithm``. Where tuning also measured time against open
 channels, calibration's open fractions may fall on the other side of a break-even than those that
 were tuned for: then algorithm and ``lowering`` are those that `TunedKernel.choose` predicts to be
-fastest. Predicted milliseconds stand in ``fitted``, for ``--explain``. Kernels that were not tuned
-stay as they are.
+fastest. Predicted milliseconds stand in ``fitted``, for ``--explain``. A gated convolution that
+computes everything takes what was found for the one without its gate, from which it differs by one
+multiplication. Kernels that were not tuned stay as they are.
 Needs ChooseAlgorithm before it; feeds LowerKernels.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import tvm
@@ -49,11 +51,19 @@ class ApplySchedules:
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         functions = dict(mod.functions_items())
         for composite, spec in module_specs(mod, self.target):
-            kernel = self.tuned.get(workload_key(spec)) if is_tunable(spec) else None
+            kernel = self._tuned(spec)
             if kernel is not None:
                 attributes = self._attributes(kernel, composite, spec)
                 functions[composite.global_var] = composite.func.with_attrs(attributes)
         return tvm.IRModule(functions, attrs=mod.attrs)
+
+    def _tuned(self, spec: Conv2d) -> TunedKernel | None:
+        if not is_tunable(spec):
+            return None
+        walks_lists = spec.open_in or spec.visit != "all"
+        candidates = [spec] if walks_lists else [spec, replace(spec, scale=False)]
+        keys = [workload_key(candidate) for candidate in candidates]
+        return next((self.tuned[key] for key in keys if key in self.tuned), None)
 
     def _attributes(
         self, kernel: TunedKernel, composite: CompositeCall, spec: Conv2d
