@@ -61,7 +61,9 @@ def test_a_gated_kernel_that_computes_everything_takes_what_was_found_for_the_on
     specs = {composite.layer: spec for composite, spec in module_specs(before, TARGET)}
     gated = [layer for layer, spec in specs.items() if spec.scale]
     assert gated
-    found = {workload_key(replace(spec, scale=False)): TunedKernel(TUNED) for spec in specs.values()}
+    found = {
+        workload_key(replace(spec, scale=False)): TunedKernel(TUNED) for spec in specs.values()
+    }
     after = ApplySchedules(TARGET, found)(before)
     applied = {composite.layer: spec for composite, spec in module_specs(after, TARGET)}
     for layer in gated:
