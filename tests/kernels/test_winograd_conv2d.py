@@ -185,7 +185,9 @@ def test_quick_weights_are_transformed_at_compile_time(m, unit_in, visit) -> Non
     check(spec, m, "mixed")
 
 
-@pytest.mark.parametrize(("m", "size"), [(2, (4, 4)), (2, (5, 3)), (4, (3, 3)), (4, (7, 6))])
+@pytest.mark.parametrize(
+    ("m", "size"), [(2, (4, 4)), (2, (5, 11)), (4, (3, 3)), (4, (7, 6)), (4, (14, 13))]
+)
 @pytest.mark.parametrize("unit_in", [2, LANES])
 @pytest.mark.parametrize("kind", ["open", "closed", "mixed"])
 @pytest.mark.parametrize("batch", [1, 2])

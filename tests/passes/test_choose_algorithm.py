@@ -179,4 +179,4 @@ def test_costs_count_products_and_transforms():
     assert winograd_cost(32, 2, gated, 16, Cost(0.0, 1.0, 0.5, 0.0, 0.0)) == products + 32 * 2 * 9
     assert winograd_cost(32, 2, gated, 16, Cost(0.0, 0.0, 0.5, 1.0, 0.0)) == products + 32 * 2 * 36
     in_registers = replace(gated, registers=32)
-    assert winograd_cost(32, 2, in_registers, 16, free) == products + 32 * 2 * 2 * 36
+    assert winograd_cost(32, 2, in_registers, 16, free) == products + 32 * 2 * 36 * 0.6

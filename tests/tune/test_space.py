@@ -7,9 +7,11 @@ from hypothesis import given, settings, strategies as st
 from tvm.s_tir import Schedule as TvmSchedule
 
 from tests.tune.samples import convolution, task_for
+from tvm_dynprune.errors import LogError
 from tvm_dynprune.kernels.convolution import Convolution
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.tune.space import (
+    BLOCK,
     candidate_of,
     design_spaces,
     own_choice,
@@ -79,6 +81,24 @@ def test_metaschedule_samples_every_algorithm_and_its_traces_replay():
         again = TvmSchedule(module)
         space.trace.apply_to_schedule(again, remove_postproc=False)
         assert schedule_of(again.mod) == schedule_of(space.mod)
+
+
+def test_a_record_means_the_same_when_the_spaces_have_changed(monkeypatch):
+    task = task_for(convolution())
+    schedules = [space for space in schedule_spaces(task.spec) if "sums" in space]
+    chosen = Schedule(**{name: options[-1] for name, options in schedules[0].items()})
+    trace = candidate_of(task, chosen).trace
+    monkeypatch.setattr("tvm_dynprune.tune.space.schedule_spaces", lambda _spec: [])
+    again = TvmSchedule(workload_module(task))
+    trace.apply_to_schedule(again, remove_postproc=False)
+    assert schedule_of(again.mod) == chosen
+
+
+def test_a_record_of_an_older_version_is_refused():
+    schedule = TvmSchedule(workload_module(task_for(convolution())))
+    schedule.annotate(schedule.get_sblock(BLOCK), "dynprune.space", 0)
+    with pytest.raises(LogError, match="older version"):
+        schedule_of(schedule.mod)
 
 
 def test_what_is_no_candidate_is_refused():

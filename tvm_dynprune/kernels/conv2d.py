@@ -154,8 +154,11 @@ class Conv2dBuilder:
         """Parts of a plane that threads can compute apart."""
         return 1
 
-    def block(self, n, block, part: Part) -> None:
-        """Emit one vector of neighbouring output channels, a part of the pixels."""
+    def block(self, n, block, following, part: Part) -> None:
+        """Emit one vector of neighbouring output channels, a part of the pixels.
+
+        `following` is the block that is next, or the same if there is none.
+        """
         raise NotImplementedError
 
     def gathered(self, n, vector: GatheredVector) -> None:
@@ -190,7 +193,8 @@ class Conv2dBuilder:
             self._sample_gather(n)
         elif spec.visit == "group":
             with T.serial(0, spec.group_blocks) as b:
-                self.block(n, self.group * spec.group_blocks + b, Part())
+                block = self.group * spec.group_blocks + b
+                self.block(n, block, block, Part())
         else:
             self.blocks(n)
         if spec.visit == "blocks" and spec.fill:
@@ -199,8 +203,10 @@ class Conv2dBuilder:
 
     def blocks(self, n) -> None:
         """Emit the visit of all blocks, or of those of a list."""
-        with parallel(self.block_count(n), self.parts) as (position, part):
-            self.block(n, self.block_at(n, position), part)
+        count = self.block_count(n)
+        with parallel(count, self.parts) as (position, part):
+            following = tirx.min(position + 1, count - 1)
+            self.block(n, self.block_at(n, position), self.block_at(n, following), part)
 
     def block_count(self, n):
         """How many blocks of output channels there are to visit."""

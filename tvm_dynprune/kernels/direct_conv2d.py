@@ -135,7 +135,7 @@ class _Builder(Conv2dBuilder):
         rule = tile_size(y.height, y.width, self.spec.tile_registers)
         return tiles(y.height, y.width, self.spec.schedule.tile or rule)
 
-    def block(self, n, block, part: Part) -> None:
+    def block(self, n, block, following, part: Part) -> None:
         self._blocks(n, [block], part)
 
     def _blocks(self, n, blocks: list, part: Part) -> None:

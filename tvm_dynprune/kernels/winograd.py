@@ -22,7 +22,7 @@ from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, cut_evenly
 from tvm_dynprune.kernels.winograd_transforms import transformed_weight
 
 _FEW_TILES = 4  # times the lanes: a vector of weights has as many bytes, and takes one cycle a tile
-_FEW_IN_REGISTERS = 4  # tiles that share a row of weights
+_ENOUGH_AT_ONCE = 4  # tiles that share a row of weights
 
 
 def packs_transformed(tiles: int, lanes: int, gated: bool, quick: bool) -> bool:
@@ -35,14 +35,21 @@ def packs_transformed(tiles: int, lanes: int, gated: bool, quick: bool) -> bool:
     return quick or tiles > (_FEW_TILES if gated else 1) * lanes
 
 
-def tiles_in_registers(side: int, registers: int) -> int:
-    """How many tiles, at most, have their weights transformed in registers as they are used.
+def tiles_at_once(side: int, registers: int) -> int:
+    """How many tiles have a row of points in registers together."""
+    return (registers - SPARE_REGISTERS) // side
 
-    A row of points of some tiles has to fit. For few tiles this beats fetching weights that are
-    transformed, and for very few everything.
+
+def transforms_in_registers(
+    tiles: int, side: int, lanes: int, gated: bool, quick: bool, registers: int
+) -> bool:
+    """Whether weights are transformed in registers as they are used, anew for a few tiles.
+
+    It always beats a transform through memory. It beats fetching transformed weights, quickly or
+    not, where one vector of them serves no more tiles than it has lanes.
     """
-    at_once = (registers - SPARE_REGISTERS) // side
-    return at_once if at_once >= _FEW_IN_REGISTERS else 0
+    fits = tiles_at_once(side, registers) >= _ENOUGH_AT_ONCE
+    return fits and (tiles <= lanes or not packs_transformed(tiles, lanes, gated, quick))
 
 
 class Piece(NamedTuple):
@@ -127,17 +134,28 @@ class Winograd:
             return False
         if self.transforms_in_registers:
             return False
-        gated = self.conv.open_in or self.conv.visit != "all"
-        lanes, quick = self.conv.y.lanes, self.conv.schedule.quick_weights
-        return packs_transformed(self.tiles, lanes, gated, quick)
+        quick = self.conv.schedule.quick_weights
+        return packs_transformed(self.tiles, self.conv.y.lanes, self._gated, quick)
 
     @property
     def transforms_in_registers(self) -> bool:
-        """Whether weights are transformed anew for a few tiles; see `tiles_in_registers`."""
+        """Whether weights are transformed as they are used; see `transforms_in_registers`."""
         conv = self.conv
         if conv.by_lane or conv.kernel != (3, 3) or conv.visit == "gather":
             return False
-        return self.tiles <= tiles_in_registers(self.side, conv.registers)
+        quick, registers = conv.schedule.quick_weights, conv.registers
+        return transforms_in_registers(
+            self.tiles, self.side, conv.y.lanes, self._gated, quick, registers
+        )
+
+    @property
+    def _gated(self) -> bool:
+        return self.conv.open_in or self.conv.visit != "all"
+
+    @property
+    def tiles_at_once(self) -> int:
+        """Tiles whose weights are transformed in registers together."""
+        return tiles_at_once(self.side, self.conv.registers)
 
     @property
     def block_channels(self) -> int:

@@ -66,14 +66,15 @@ class _Builder(WinogradProducts):
                 u = T.alloc_buffer((1, spec.points, tiles + 1, self.spec.x.lanes), "float32")
                 transform_strip(spec, self.x, u, n, row, strip.rows, whole)
                 with T.serial(0, self.block_count(n)) as position:
-                    self._strip(n, self.block_at(n, position), strip, row, u)
+                    block = self.block_at(n, position)
+                    self._strip(n, (block, block), strip, row, u)
         with T.parallel(0, self.block_count(n)) as position:
             zero_halo(self.y, self.spec.y, n, self.block_at(n, position))
 
-    def block(self, n, block, part: Part) -> None:
+    def block(self, n, block, following, part: Part) -> None:
         for k, (strip, count) in enumerate(_strips(self.winograd)):
             with part.share(count, k) as i:
-                self._strip(n, block, strip, strip.row + i * strip.rows)
+                self._strip(n, (block, following), strip, strip.row + i * strip.rows)
         with part.first():
             zero_halo(self.y, self.spec.y, n, block)
 
@@ -81,15 +82,19 @@ class _Builder(WinogradProducts):
         bias = self.gathered_bias(vector) if self.spec.bias else None
         for strip, count in _strips(self.winograd):
             with T.serial(0, count) as i:
-                self._strip(n, Gathered(vector, bias), strip, strip.row + i * strip.rows)
+                block = Gathered(vector, bias)
+                self._strip(n, (block, block), strip, strip.row + i * strip.rows)
 
-    def _strip(self, n, block, strip: _Strip, row, u: Buffer | None = None) -> None:
-        """A strip whose first row of tiles is given; `u` holds its tiles only."""
+    def _strip(self, n, blocks: tuple, strip: _Strip, row, u: Buffer | None = None) -> None:
+        """A strip, whose first row of tiles is given, of a block; and the block after it.
+
+        `u` holds the strip's tiles only.
+        """
         spec = self.winograd
         tiles = strip.rows * spec.columns
         buffer = T.alloc_buffer((spec.points, tiles, self.lanes), "float32")
         first = row * spec.columns if u is None else 0
-        products = Products(buffer, self.u if u is None else u, n, block, first, tiles)
+        products = Products(buffer, self.u if u is None else u, n, *blocks, first, tiles)
         self.multiply(products)
         self._transform_back(products, strip, row)
 

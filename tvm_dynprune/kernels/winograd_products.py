@@ -20,7 +20,7 @@ from tvm_dynprune.kernels.gather import GatheredVector
 from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import cut_evenly
 from tvm_dynprune.kernels.winograd import Winograd, pieces
-from tvm_dynprune.kernels.winograd_transforms import weight_transform
+from tvm_dynprune.kernels.winograd_transforms import twice_by_addition, weight_transform
 
 _FEW_TILES = 64  # which leave no time to wait for weights
 _IN_TURNS = 4  # sums, as many as a multiply-add takes cycles
@@ -42,6 +42,7 @@ class Products:
     u: Buffer
     n: tirx.Var
     block: Any  # or Gathered
+    following: Any  # the block after it, or the same
     tile: Any  # the first one in u
     tiles: int
 
@@ -144,15 +145,15 @@ class WinogradProducts(Conv2dBuilder):
 
         Its weights are transformed in registers; those of the items from `later` on are prefetched.
         """
-        most = max(1, self.winograd.sums // self.winograd.side)
-        for start, size, count in cut_evenly(total.products.tiles, most):
+        at_once = self.winograd.tiles_at_once
+        for start, size, count in cut_evenly(total.products.tiles, at_once):
             for row in range(self.winograd.side):
                 with T.serial(0, count) as piece:
                     self._tile_row(total, row, start + piece * size, size, later)
 
     def _tile_row(self, total: _Sum, row: int, tile, size: int, later) -> None:
         """A row of points of `size` tiles, in registers."""
-        products, m, side = total.products, self.winograd.m, self.winograd.side
+        products, side = total.products, self.winograd.side
         acc = registers(side, size, lanes=self.lanes)
         e = registers(3, lanes=self.lanes)
         self._start(acc)
@@ -161,40 +162,46 @@ class WinogradProducts(Conv2dBuilder):
             with T.vectorized(0, self.lanes) as v:
                 for j in range(3):
                     column = [self._weight(products.block, channel, i, j, v) for i in range(3)]
-                    T.buffer_store(e[j], weight_transform(column, m)[row], [v])
+                    T.buffer_store(e[j], self._transform(column)[row], [v])
             for q, t in np.ndindex(side, size):
                 place = self._place(products, row * side + q, channel.block, tile + t)
                 u = products.u[(*place, channel.lane)]
                 with T.vectorized(0, self.lanes) as v:
-                    weight = weight_transform([one[v] for one in e], m)[q]
+                    weight = self._transform([one[v] for one in e])[q]
                     T.buffer_store(acc[q, t], acc[q, t][v] + u * weight, [v])
         places = [(row * side + q, tile + t) for q in range(side) for t in range(size)]
         self._finish(total, list(acc.flat), places)
 
+    def _transform(self, g: list) -> list:
+        return weight_transform(g, self.winograd.m, twice_by_addition)
+
     def _prefetch(self, products: Products, channel: _Channel, later, step=0, steps=1) -> None:
         """Ask for a share of the weights of an item that comes `later`, as far on as the channel.
 
-        A list has gaps that no hardware foresees. Each channel of an item is met in `steps` loops.
+        A list has gaps that no hardware foresees; after its end, the following block's begins.
+        Each channel of an item is met in `steps` loops.
         """
         channels = self._item_channels
         lines = -(-9 * channels * self.lanes // LINE)
         share = -(-lines // (steps * channels))
         if step * channels * share >= lines:
             return
-        n, last = products.n, tirx.max(self._items(products.n) - 1, 0)
+        n, items = products.n, self._items(products.n)
         position = later + tirx.floordiv(channel.index, channels)
-        item = self._item(n, tirx.min(position, last))
+        past = position >= items
+        position = tirx.Select(past, position - items, position)
+        item = self._item(n, tirx.max(tirx.min(position, items - 1), 0))
+        block = tirx.Select(past, products.following, products.block)
         start = (step * channels + tirx.floormod(channel.index, channels)) * share
         inner = [0] * (len(self.winograd.weight_shape) - 3)
         for line in range(share):
-            ask_for(self.weight, (products.block, item, *inner, (start + line) * LINE))
+            ask_for(self.weight, (block, item, *inner, (start + line) * LINE))
 
     def _transform_and_multiply(self, total: _Sum, later) -> None:
         """The same through memory, for many tiles."""
         products, n = total.products, total.products.n
-        # One row more: see `Winograd.transformed_shape`.
-        shape = (self.winograd.points, self._at_once + 1, self.lanes)
-        transformed = T.alloc_buffer(shape, "float32")
+        row = self._at_once + 1  # one more: see `Winograd.transformed_shape`
+        transformed = T.alloc_buffer((self.winograd.points * row, self.lanes), "float32")
         raw = self._gather_weight(total)
         with self._channels(n, total.first, total.count) as channel:
 
@@ -205,10 +212,10 @@ class WinogradProducts(Conv2dBuilder):
 
             if raw is None and self.winograd.tiles <= _FEW_TILES:
                 self._prefetch(products, channel, later)
-            self._transform_weight(transformed, channel, given)
+            self._transform_weight(transformed, row, channel, given)
 
         def weight(point, channel: _Channel, v):
-            return transformed[point, channel.index, v]
+            return transformed[point * row + channel.index, v]
 
         self._multiply(total, weight)
 
@@ -238,8 +245,8 @@ class WinogradProducts(Conv2dBuilder):
             return self.weight[block, number, i, j, lane]
         return self.weight[block, channel.block, i, j, channel.lane, lane]
 
-    def _transform_weight(self, transformed, channel: _Channel, given: Callable) -> None:
-        """G g G^T of the weights of one input channel."""
+    def _transform_weight(self, transformed, row: int, channel: _Channel, given: Callable) -> None:
+        """G g G^T of the weights of one input channel; a point has `row` vectors."""
         points, m = self.winograd.side, self.winograd.m
         e = registers(points, 3, lanes=self.lanes)
         with T.vectorized(0, self.lanes) as v:
@@ -249,9 +256,10 @@ class WinogradProducts(Conv2dBuilder):
                     T.buffer_store(e[i, j], value, [v])
         with T.vectorized(0, self.lanes) as v:
             for i in range(points):
-                row = weight_transform([e[i, j][v] for j in range(3)], m)
-                for j, value in enumerate(row):
-                    T.buffer_store(transformed, value, [i * points + j, channel.index, v])
+                values = weight_transform([e[i, j][v] for j in range(3)], m)
+                for j, value in enumerate(values):
+                    point = i * points + j
+                    T.buffer_store(transformed, value, [point * row + channel.index, v])
 
     def _multiply(self, total: _Sum, weight: Callable[..., Any]) -> None:
         """Every tile and point of a sum, in pieces that fit the registers."""

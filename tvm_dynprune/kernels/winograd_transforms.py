@@ -9,6 +9,7 @@ The paper's factors of G's rows, 1/2 or 1/4, 1/6 and 1/24, stand in B^T for kern
 is transformed once for many outputs, while weights may be transformed for a few tiles only.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,18 @@ def transformed_weight(weight: np.ndarray, m: int) -> np.ndarray:
     return np.einsum("ak,ockl,bl->aboc", g, weight.astype("float64"), g, optimize=True)
 
 
-def weight_transform(g: list, m: int) -> list:
-    """G g for one column of 3 weights."""
+def weight_transform(g: list, m: int, twice: Callable[[Any], Any] = lambda x: 2 * x) -> list:
+    """G g for one column of 3 weights; `twice` doubles a value."""
     near = g[0] + g[2]
     if m == 2:
         return [g[0], near + g[1], near - g[1], g[2]]
-    far, two = g[0] + T.float32(4) * g[2], T.float32(2)
-    return [g[0], near + g[1], near - g[1], far + two * g[1], far - two * g[1], g[2]]
+    far, odd = g[0] + twice(twice(g[2])), twice(g[1])
+    return [g[0], near + g[1], near - g[1], far + odd, far - odd, g[2]]
+
+
+def twice_by_addition(x: Any) -> Any:
+    """x + x for kernels that wait for multiply-adds, where LLVM would make one more of it."""
+    return T.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", x + x)
 
 
 def input_transform(d: list) -> list:

@@ -8,10 +8,14 @@ relative to it; they were fitted to timings of one core.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tvm_dynprune.kernels.winograd import packs_transformed, tiles_in_registers
+from tvm_dynprune.kernels.winograd import (
+    packs_transformed,
+    tiles_at_once,
+    transforms_in_registers,
+)
 from tvm_dynprune.soc import Cost
 
-_TRANSFORM_IN_REGISTERS = 2.0  # of a vector of weights
+_TRANSFORM_IN_REGISTERS = 0.6  # of a point's vector of weights
 
 
 def direct_cost(
@@ -56,11 +60,16 @@ class WinogradPlane:
     gathered: bool = False
     registers: int = 0
 
+    def in_registers(self, lanes: int) -> bool:
+        """Whether weights are transformed in registers; see `transforms_in_registers`."""
+        return not self.gathered and transforms_in_registers(
+            self.tiles, self.side, lanes, self.gated, self.quick, self.registers
+        )
+
     @property
-    def in_registers(self) -> bool:
-        """Whether weights are transformed in registers; see `tiles_in_registers`."""
-        side = self.m + self.r - 1
-        return not self.gathered and self.tiles <= tiles_in_registers(side, self.registers)
+    def side(self) -> int:
+        """Side of the square of products of a tile."""
+        return self.m + self.r - 1
 
     @property
     def tiles(self) -> int:
@@ -70,7 +79,7 @@ class WinogradPlane:
     @property
     def points(self) -> int:
         """Products per tile and pair of channels."""
-        return (self.m + self.r - 1) ** 2
+        return self.side**2
 
 
 def winograd_cost(
@@ -79,8 +88,9 @@ def winograd_cost(
     """Cost of a Winograd convolution of `channels_in` open channels, transforms included."""
     tiles, points = plane.tiles, plane.points
     packs = packs_transformed(tiles, lanes, plane.gated, plane.quick)
-    if plane.in_registers:
-        weights = plane.r**2 * cost.weight + _TRANSFORM_IN_REGISTERS * points
+    if plane.in_registers(lanes):
+        times = -(-tiles // tiles_at_once(plane.side, plane.registers))
+        weights = plane.r**2 * cost.weight + times * points * _TRANSFORM_IN_REGISTERS
     elif packs and not plane.gathered:
         weights = points * cost.weight
     else:

@@ -2,11 +2,13 @@
 """The schedules among which a convolution is tuned, as design spaces of MetaSchedule.
 
 One space per algorithm, each a product of a few decisions. A candidate of MetaSchedule's is the
-block ``conv2d`` that does nothing, annotated with the decisions that were sampled for it; the
-builder turns them into the kernel. So sampling, mutation, traces, replay and databases are
-MetaSchedule's own, while the code is what `kernels` generates.
+block ``conv2d`` that does nothing, annotated with the decisions that were sampled for it, and with
+the options they are of, so that a record means the same when the spaces have changed; the builder
+turns them into the kernel. So sampling, mutation, traces, replay and databases are MetaSchedule's
+own, while the code is what `kernels` generates.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -15,6 +17,7 @@ from tvm.ir import IRModule
 from tvm.s_tir import Schedule as TvmSchedule
 from tvm.script.ir_builder import IRBuilder, tirx as T
 
+from tvm_dynprune.errors import LogError
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.direct_conv2d import prefetches
 from tvm_dynprune.kernels.schedule import Schedule
@@ -75,7 +78,17 @@ def _tile_sizes(spec: Conv2d) -> list[tuple[int, int]]:
 
 
 def _winograd_spaces(spec: Conv2d, m: int) -> list[Space]:
-    plane, most = Winograd(spec, m), max(1, spec.tile_registers - SPARE_REGISTERS)
+    """One for each way in which weights may be packed."""
+    ways: dict[bool, Space] = {}  # whether they are transformed → its space
+    for quick in (False, True):
+        plane = Winograd(replace(spec, schedule=Schedule(quick_weights=quick)), m)
+        if plane.packs_transformed not in ways:
+            ways[plane.packs_transformed] = _winograd_space(plane, quick)
+    return list(ways.values())
+
+
+def _winograd_space(plane: Winograd, quick: bool) -> Space:
+    most = max(1, plane.conv.tile_registers - SPARE_REGISTERS)
     strips = {}  # how rows are cut → strip_tiles
     for tiles in (128, 32, 16, 64):
         strips[str(cut_evenly(plane.rows, max(1, tiles // plane.columns)))] = tiles
@@ -84,25 +97,18 @@ def _winograd_spaces(spec: Conv2d, m: int) -> list[Space]:
     for count in (most + 2, *(max(1, most * k // 7) for k in (2, 3, 4, 5, 6, 7))):
         sums[str([_cut(plane, size, count) for size in heights])] = count
     space: Space = {
-        "algorithm": [f"winograd_{m}"],
+        "algorithm": [f"winograd_{plane.m}"],
         "sums": sorted(sums.values()),
         "strip_tiles": sorted(strips.values()),
+        "quick_weights": [quick],
     }
-    spaces = []
-    for quick in (False, True):
-        packs = replace(plane, conv=replace(spec, schedule=Schedule(quick_weights=quick)))
-        decided: Space = {"quick_weights": [quick]}
-        if not packs.packs_transformed:
-            decided["channels_at_once"] = [32, 64]
-        if not quick or packs.packs_transformed != spaces[0][1]:
-            spaces.append((space | decided, packs.packs_transformed))
-    return [space for space, _ in spaces]
+    return space if plane.packs_transformed else space | {"channels_at_once": [32, 64]}
 
 
 def _cut(plane: Winograd, tiles: int, sums: int) -> list:
     """How tiles are cut into those that are summed together."""
     if plane.transforms_in_registers:
-        return cut_evenly(tiles, max(1, sums // plane.side))
+        return cut_evenly(tiles, plane.tiles_at_once)
     return pieces(tiles, plane.points, sums)
 
 
@@ -129,7 +135,7 @@ def workload_module(task: TuningTask) -> IRModule:
 def design_spaces(schedule: TvmSchedule) -> list[TvmSchedule]:
     """A space of MetaSchedule's per algorithm: the function of a `ScheduleFn`."""
     spaces = schedule_spaces(task_of(schedule.mod).spec)
-    return [_sampled(schedule.copy(), number, space) for number, space in enumerate(spaces)]
+    return [_sampled(schedule.copy(), space) for space in spaces]
 
 
 def candidate_of(task: TuningTask, schedule: Schedule) -> TvmSchedule:
@@ -147,15 +153,15 @@ def candidate_of(task: TuningTask, schedule: Schedule) -> TvmSchedule:
     same = [space for space in spaces if space["algorithm"] == [schedule.algorithm]]
     if not any(True in space.get("quick_weights", ()) for space in same):
         chosen["quick_weights"] = False  # it makes no difference
-    for number, space in enumerate(spaces):
+    for space in spaces:
         if all(chosen[name] in options for name, options in space.items()):
             decisions = {name: options.index(chosen[name]) for name, options in space.items()}
-            return _sampled(TvmSchedule(workload_module(task)), number, space, decisions)
+            return _sampled(TvmSchedule(workload_module(task)), space, decisions)
     raise ValueError(f"{schedule} is in no space of {workload_of(spec)}")
 
 
 def _sampled(
-    schedule: TvmSchedule, number: int, space: Space, decisions: Mapping[str, int] | None = None
+    schedule: TvmSchedule, space: Space, decisions: Mapping[str, int] | None = None
 ) -> TvmSchedule:
     """Let MetaSchedule decide, or decide for it, where a space has more than one option."""
     block = schedule.get_sblock(BLOCK)
@@ -166,7 +172,7 @@ def _sampled(
             chances = [1 / count] * count
             index = schedule.sample_categorical(list(range(count)), chances, decision)
             schedule.annotate(block, _DECISION + name, index)
-    schedule.annotate(block, _DECISION + "space", number)
+    schedule.annotate(block, _DECISION + "space", json.dumps(space))
     return schedule
 
 
@@ -176,13 +182,22 @@ def task_of(module: IRModule) -> TuningTask:
 
 
 def schedule_of(candidate: IRModule) -> Schedule:
-    """What a candidate decided."""
+    """What a candidate decided.
+
+    Raises
+    ------
+    LogError
+        It is a record of a version that did not write down the options.
+    """
     schedule = TvmSchedule(candidate)
     block: Any = schedule.get(schedule.get_sblock(BLOCK))
     annotations: dict[Any, Any] = dict(block.annotations)
     decided = {str(k).removeprefix(_DECISION): v for k, v in annotations.items()}
-    space = schedule_spaces(task_of(candidate).spec)[int(decided["space"])]
-    return Schedule(**{n: options[int(decided.get(n, 0))] for n, options in space.items()})
+    space = json.loads(str(decided["space"]))
+    if not isinstance(space, dict):
+        raise LogError("tuning record of an older version of tvm-dynprune: tune again, from anew")
+    chosen = {name: options[int(decided.get(name, 0))] for name, options in space.items()}
+    return Schedule.from_json(json.dumps(chosen))
 
 
 def own_choice(task: TuningTask) -> Schedule:
