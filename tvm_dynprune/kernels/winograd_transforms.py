@@ -43,7 +43,7 @@ def weight_transform(g: list, m: int, twice: Callable[[Any], Any] = lambda x: 2 
 
 
 def twice_by_addition(x: Any) -> Any:
-    """x + x for kernels that wait for multiply-adds, where LLVM would make one more of it."""
+    """Add x to itself where kernels wait for multiply-adds: LLVM would make one more of it."""
     return T.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", x + x)
 
 
