@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from tests.kernels.util import (
     assert_close,
+    assert_pooled,
     blocked,
     compiled,
     halo_of,
@@ -16,6 +17,7 @@ from tests.kernels.util import (
     plain,
     random,
     unwritten,
+    unwritten_pool,
 )
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.conv2d import Conv2d, conv2d_closed, pack_channels
@@ -51,6 +53,7 @@ class Case:
     unit: int = 1
     group_blocks: int = 1
     fill: bool = False
+    pools: bool = False
     quick_weights: bool = False
     tile: tuple[int, int] | None = None
     registers: int = 16
@@ -90,6 +93,7 @@ class Case:
             visit=self.visit,
             group_blocks=self.group_blocks,
             fill=self.fill,
+            pools=self.pools,
             schedule=Schedule(quick_weights=self.quick_weights, tile=self.tile),
             registers=self.registers,
             by_lane=self.by_lane,
@@ -124,11 +128,12 @@ class Convolution:
         if case.visit in ("blocks", "gather"):
             arguments += open_list(open_out, case.lanes if case.visit == "blocks" else 1)
         y = unwritten(spec.y)
+        self.pool = unwritten_pool(spec.y)
         if case.visit == "group":
             for group in np.flatnonzero(open_out[0, :: case.group]):
                 self.kernel(*arguments, y, int(group))
         else:
-            self.kernel(*arguments, y)
+            self.kernel(*arguments, y, *([self.pool] if spec.pools else []))
         return y, plain(y, spec.y)
 
     def expected(self, open_in: np.ndarray, open_out: np.ndarray) -> np.ndarray:
@@ -166,7 +171,10 @@ def check(case: Case) -> None:
             open_in = open_channels(kind_in, case.batch, case.c_in, case.unit_in, seed=5)
             open_out = open_channels(kind_out, case.batch, case.c_out, case.group)
             y, actual = convolution.run(open_in, open_out)
-            assert_close(actual, convolution.expected(open_in, open_out))
+            expected = convolution.expected(open_in, open_out)
+            assert_close(actual, expected)
+            if case.pools:
+                assert_pooled(convolution.pool, expected)
             _check_halo(case, y, actual)
 
 
@@ -195,6 +203,15 @@ def _check_halo(case: Case, y: np.ndarray, actual: np.ndarray) -> None:
 )
 def test_kernel_sizes_and_paddings(kernel, pad):
     check(Case(kernel=kernel, pad=pad, open_in=True))
+
+
+@pytest.mark.parametrize("visit", ["all", "blocks"])
+@pytest.mark.parametrize(("residual", "fill"), [(False, False), (False, True), (True, True)])
+@pytest.mark.parametrize("size", [(9, 14), (2, 2)])  # of several parts, and of several vectors
+@pytest.mark.parametrize("batch", [1, 2])
+def test_pooling_on_the_way(visit, residual, fill, size, batch):
+    case = Case(c_out=40, size=size, batch=batch, visit=visit, residual=residual, fill=fill)
+    check(replace(case, scale=True, after=RELU, pools=True))
 
 
 @pytest.mark.parametrize("stride", [(2, 2), (1, 2), (3, 1)])

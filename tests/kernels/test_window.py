@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from tests.kernels.util import (
     assert_close,
+    assert_pooled,
     blocked,
     compiled,
     halo_of,
@@ -14,6 +15,7 @@ from tests.kernels.util import (
     plain,
     random,
     unwritten,
+    unwritten_pool,
 )
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.conv2d import pack_channels
@@ -60,11 +62,13 @@ def check(spec: Window, reference, x: np.ndarray, extra=()) -> None:
         arguments = [blocked(given.astype("float32"), spec.x), *extra]
         if spec.listed:
             arguments += open_list(is_open, LANES)
-        y = unwritten(spec.y)
-        kernel(*arguments, y)
+        y, pool = unwritten(spec.y), unwritten_pool(spec.y)
+        kernel(*arguments, y, *([pool] if spec.pools else []))
         closed = 0.0 if spec.fill else np.nan
         expected = np.where(is_open[:, :, None, None], reference, closed)
         assert_close(plain(y, spec.y), expected.astype("float32"))
+        if spec.pools:
+            assert_pooled(pool, expected)
         halo = halo_of(y, spec.y)
         written = np.ones(halo.shape[:2], bool)
         if spec.listed and not spec.fill:
@@ -98,10 +102,11 @@ def test_depthwise(kernel, stride, pad, dilation, listed):
 
 @pytest.mark.parametrize("fill", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_depthwise_with_a_scale(batch, fill):
+@pytest.mark.parametrize("pools", [False, True])
+def test_depthwise_with_a_scale(batch, fill, pools):
     spec = spec_of(
         "depthwise", kernel=(3, 3), stride=(1, 1), pad=(1, 1), size=(4, 5), batch=batch,
-        scale=True, listed=True, fill=fill,
+        scale=True, listed=True, fill=fill, pools=pools,
     )  # fmt: skip
     x, weight, scale = random(batch, 21, 4, 5), random(21, 1, 3, 3), random(batch, 21, 1, 1)
     reference = F.conv2d(torch.from_numpy(x), torch.from_numpy(weight), None, 1, 1, groups=21)
@@ -121,7 +126,7 @@ POOLS = [
 @pytest.mark.parametrize("size", [(9, 7), (8, 8)])
 @pytest.mark.parametrize(("kernel", "stride", "pad", "ceil"), POOLS)
 def test_max_pooling(kernel, stride, pad, ceil, size):
-    spec = spec_of("max", kernel=kernel, stride=stride, pad=pad, size=size, ceil=ceil)
+    spec = spec_of("max", kernel=kernel, stride=stride, pad=pad, size=size, ceil=ceil, pools=True)
     x = random(1, 21, *size) - 5  # below zero, so that a zero of the padding would win
     reference = F.max_pool2d(torch.from_numpy(x), kernel, stride, pad, ceil_mode=ceil)
     check(spec, reference.numpy(), x)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from tests.kernels.util import (
     assert_close,
+    assert_pooled,
     blocked,
     compiled,
     halo_of,
@@ -18,6 +19,7 @@ from tests.kernels.util import (
     plain,
     random,
     unwritten,
+    unwritten_pool,
 )
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
@@ -80,13 +82,13 @@ def check(spec: Conv2d, m: int, kind: str = "open") -> None:
         compiled(winograd_input(winograd))(source, *lists_in, u)
         source = u
 
-    y = unwritten(y_map)
+    y, pool = unwritten(y_map), unwritten_pool(y_map)
     arguments = [source, pack_winograd_weight(weight, winograd), pack_channels(bias, y_map)]
     arguments += [scale] if spec.scale else []
     arguments += [] if spec.residual is None else [blocked(residual, spec.residual)]
     arguments += list(open_list(open_in, 1)) if winograd.by_channel else lists_in
     arguments += list(open_list(open_out, unit_out)) if spec.visit != "all" else []
-    compiled(winograd_conv2d(winograd))(*arguments, y)
+    compiled(winograd_conv2d(winograd))(*arguments, y, *([pool] if spec.pools else []))
 
     expected = F.conv2d(
         torch.from_numpy(clean).double(),
@@ -99,6 +101,8 @@ def check(spec: Conv2d, m: int, kind: str = "open") -> None:
     expected = expected + residual if spec.residual is not None else expected
     expected = np.where(open_out[:, :, None, None], expected, np.nan)
     assert_close(plain(y, y_map), expected.astype("float32"), TOLERANCE[m])
+    if spec.pools:
+        assert_pooled(pool, expected.astype("float32"), TOLERANCE[m])
     inside = open_out[:, ::LANES] if spec.visit != "gather" else slice(None)
     assert (halo_of(y, y_map)[inside] == 0).all()
 
@@ -128,6 +132,14 @@ def test_input_of_one_block_is_transformed_strip_by_strip(
     spec = replace(spec, open_in=open_in)
     assert Winograd(spec, m).fuses_input
     check(spec, m, "mixed")
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("size", [(7, 6), (36, 31)])
+@pytest.mark.parametrize("visit", ["all", "blocks"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_pooling_on_the_way(m, size, visit, batch) -> None:
+    check(convolution(size, batch=batch, visit=visit, pools=True), m, "mixed")
 
 
 @pytest.mark.parametrize("size", [(4, 4), (12, 11), (13, 29), (28, 31)])

@@ -91,6 +91,18 @@ def open_channels(kind: str, n: int, c: int, group: int, *, seed: int = 1) -> np
     return decided.repeat(group, axis=1)[:, :c]
 
 
+def unwritten_pool(size: FeatureMap) -> np.ndarray:
+    """Means of a tensor's channels, (N, blocks, 1, 1, lanes), none of which has been written."""
+    return np.full((size.batch, size.blocks, 1, 1, size.lanes), np.nan, "float32")
+
+
+def assert_pooled(pool: np.ndarray, expected: np.ndarray, tolerance: float = TOLERANCE) -> None:
+    """The means of the expected (N, C, H, W); 0 for channels that stay unwritten, NaN."""
+    batch, channels = expected.shape[:2]
+    means = np.nan_to_num(expected.astype("float64")).mean((2, 3)).astype("float32")
+    assert_close(pool.reshape(batch, -1)[:, :channels], means, tolerance)
+
+
 def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float = TOLERANCE) -> None:
     """Equal up to `tolerance` of the expected values' scale, NaN exactly where expected."""
     assert actual.shape == expected.shape

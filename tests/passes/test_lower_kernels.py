@@ -190,6 +190,15 @@ def test_a_part_that_others_read_is_concatenated():
         assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("algorithm", ["direct", "winograd_4"])
+@pytest.mark.parametrize(("lowering", "poolings"), [("indexed", 1), ("dense", 1), ("if", 2)])
+def test_a_kernel_pools_what_it_computes(lowering, poolings, algorithm):
+    graph = Graph.build(CASES["layers_in_a_row"].body, (1, 16, 6, 6))
+    names = called(lowered(graph, lowering, algorithm))
+    # That of the image stays, and that of a layer whose groups are computed one by one.
+    assert len([name for name in names if name.startswith("global_average")]) == poolings
+
+
 def test_tensors_stay_blocked_between_kernels():
     graph = Graph.build(CASES["inverted_residual"].body, (1, 16, 6, 6))
     names = called(lowered(graph, "indexed"))

@@ -46,7 +46,7 @@ def test_a_gate_is_one_call():
     after = assert_promises(MergeSmallKernels(), before_merging(case("layers_in_a_row")))
     first, layer, second, *layers = called(after)
     assert first.startswith("merged_block_channels")
-    assert second.startswith("merged_global_average")
+    assert second.startswith("merged_conv2d")
     assert layer.startswith("conv2d_first")
     assert [name.rstrip("0123456789") for name in layers] == [
         "conv2d_second", "conv2d_gv", "unblock_channels"

@@ -15,6 +15,7 @@ Output channels are visited in one of four ways (`Conv2d.visit`):
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +26,7 @@ from tvm.tirx import Buffer
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
 from tvm_dynprune.kernels.gather import GatheredVector
+from tvm_dynprune.kernels.pooling import Pooling
 from tvm_dynprune.kernels.reduction import Reduction
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, parallel
@@ -39,6 +41,8 @@ class Conv2d:
     ``y = after(before(conv(x, weight) + bias) * scale + residual)``; channels outside the output
     list become ``after(residual)``, or 0 without a residual, if `fill`, and stay unwritten if not.
     `by_lane` says that the target multiplies a vector by one lane of another in one instruction.
+    `pools` adds a second result, the mean of each channel of y; closed ones have that of their fill
+    or 0.
     """
 
     x: FeatureMap
@@ -57,6 +61,7 @@ class Conv2d:
     visit: str = "all"
     group_blocks: int = 1  # group: blocks per channel group
     fill: bool = False
+    pools: bool = False
     schedule: Schedule = field(default_factory=Schedule)
     registers: int = 32
     by_lane: bool = False
@@ -127,7 +132,7 @@ class Conv2dBuilder:
     The kernel's parameters, in order, those in brackets as the spec says: input, weight, [bias
     (blocks * lanes,)], [scale (N, C_out, 1, 1)], [residual], [list_in (N, C_in or blocks) int32,
     count_in (N,) int32], [list_out (N, blocks or C_out) int32, count_out (N,) int32], y,
-    [group int64]. The lists are those of `open_list`.
+    [group int64], [pool (N, blocks, 1, 1, lanes)]. The lists are those of `open_list`.
     """
 
     def __init__(self, spec: Conv2d) -> None:
@@ -185,6 +190,8 @@ class Conv2dBuilder:
         if spec.visit == "group":
             self.group = T.cast(T.arg("group", T.int64()), "int32")
         self.y = y.part_of(whole)
+        if spec.pools:
+            self.pooling = Pooling(y, self.parts)
 
     def sample(self, n) -> None:
         """Emit the visit of one sample's output channels."""
@@ -200,6 +207,8 @@ class Conv2dBuilder:
         if spec.visit == "blocks" and spec.fill:
             with T.parallel(self.count_out[n], y.blocks) as position:
                 self.fill_block(n, self.list_out[n, position])
+        if spec.pools:
+            self._pool(n)
 
     def blocks(self, n) -> None:
         """Emit the visit of all blocks, or of those of a list."""
@@ -207,6 +216,18 @@ class Conv2dBuilder:
         with parallel(count, self.parts) as (position, part):
             following = tirx.min(position + 1, count - 1)
             self.block(n, self.block_at(n, position), self.block_at(n, following), part)
+
+    def summed(self, blocks: list, part: Part) -> AbstractContextManager[None]:
+        """What `store` stores of these blocks meanwhile is summed, where the spec `pools`."""
+        return self.pooling.sums(blocks, part) if self.spec.pools else nullcontext()
+
+    def _pool(self, n) -> None:
+        """Emit the means of all blocks; those that are filled have theirs."""
+        with T.serial(0, self.block_count(n)) as position:
+            self.pooling.finish(n, self.block_at(n, position))
+        if self.spec.visit == "blocks" and not self.spec.fill:
+            with T.serial(self.count_out[n], self.spec.y.blocks) as position:
+                self.pooling.write(n, self.list_out[n, position], lambda _v: T.float32(0))
 
     def block_count(self, n):
         """How many blocks of output channels there are to visit."""
@@ -253,13 +274,19 @@ class Conv2dBuilder:
 
         vector.scatter(values, places, store)
 
-    def store(self, value, n, block, row, column, lane) -> None:
-        """Emit the epilogue of one sum and write it; `block` is a whole vector of channels."""
+    def store(self, value, n, block, row, column, lane, number: int = 0) -> None:
+        """Emit the epilogue of one sum and write it; `block` is a whole vector of channels.
+
+        `number` is its position in what is `summed`.
+        """
         y = self.spec.y
         value = self.epilogue(
             value, n, block, lane, row, column, lambda: self._scale(n, block * self.lanes + lane)
         )
-        T.buffer_store(self.y, value, [n, block, row + y.halo, column + y.halo, lane])
+        at = [n, block, row + y.halo, column + y.halo, lane]
+        T.buffer_store(self.y, value, at)
+        if self.spec.pools:
+            self.pooling.add(self.y[tuple(at)], lane, number)
 
     def _scale(self, n, channel):
         """The gate's value; a padded lane reads the last channel's, and nobody reads the lane."""
@@ -282,10 +309,13 @@ class Conv2dBuilder:
 
     def fill_block(self, n, block) -> None:
         """Emit what a closed block holds for readers who read all channels."""
-        y = self.spec.y
-        with T.grid(y.height, y.width) as (row, column), T.vectorized(0, self.lanes) as v:
-            at = [n, block, row + y.halo, column + y.halo, v]
-            T.buffer_store(self.y, self.closed_value(n, block, row, column, v), at)
+        y, pools = self.spec.y, self.spec.pools
+        with self.pooling.mean(n, block) if pools else nullcontext():
+            with T.grid(y.height, y.width) as (row, column), T.vectorized(0, self.lanes) as v:
+                at = [n, block, row + y.halo, column + y.halo, v]
+                T.buffer_store(self.y, self.closed_value(n, block, row, column, v), at)
+                if pools:
+                    self.pooling.add(self.y[tuple(at)], v)
         zero_halo(self.y, y, n, block)
 
     def closed_value(self, n, block, row, column, lane):

@@ -42,6 +42,14 @@ class Convolution:
         return direct_conv2d(self.spec) if self.winograd is None else winograd_conv2d(self.winograd)
 
     @property
+    def can_pool(self) -> bool:
+        """Whether `kernel` can pool y on the way: a vector of y's channels at a time, in order."""
+        by_block = self.spec.visit in ("all", "blocks")
+        if self.winograd is None:
+            return by_block and not self.spec.input_outer
+        return by_block and not self.winograd.fuses_input
+
+    @property
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the packed weights."""
         if self.winograd is None:

@@ -127,7 +127,8 @@ class _Builder(Conv2dBuilder):
     @property
     def parts(self) -> int:
         rows = sum(tile.row_count for tile in self._tiles)
-        return min(_MOST_PARTS, rows) if self.spec.y.blocks <= _FEW_BLOCKS else 1
+        few = self.spec.y.blocks <= _FEW_BLOCKS and self._vectors == 1
+        return min(_MOST_PARTS, rows) if few else 1
 
     @property
     def _tiles(self) -> list[Tile]:
@@ -155,7 +156,7 @@ class _Builder(Conv2dBuilder):
             for (k, t), one in np.ndenumerate(acc):
                 i, j = tile.pixels[t]
                 with T.vectorized(0, self.lanes) as v:
-                    self.store(one[v], n, blocks[k], row + i, column + j, v)
+                    self.store(one[v], n, blocks[k], row + i, column + j, v, k)
 
         def prefetch(following: tuple) -> None:
             lanes = range(0, spec.reduction.block_channels, max(1, LINE // self.lanes))
@@ -164,7 +165,8 @@ class _Builder(Conv2dBuilder):
 
         slow = prefetches(spec) and not spec.schedule.quick_weights
         self._prefetch = prefetch if slow else None
-        self._pixels(n, part, _Sums(len(blocks), weight, start, finish))
+        with self.summed(blocks, part):
+            self._pixels(n, part, _Sums(len(blocks), weight, start, finish))
         with part.first():
             for block in blocks:
                 zero_halo(self.y, spec.y, n, block)

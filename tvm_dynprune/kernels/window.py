@@ -5,6 +5,7 @@ They visit all blocks of channels, or those that a list names. Vectorised over t
 block, a row of accumulators at a time.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from tvm.script.ir_builder import IRBuilder, tirx as T
 
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
+from tvm_dynprune.kernels.pooling import Pooling
 from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import Tile, tile_size, tiles
 
@@ -42,6 +44,7 @@ class Window:
     count_padding: bool = True  # average: divide by the whole window at the edges too
     listed: bool = False
     fill: bool = False
+    pools: bool = False  # a second result, the mean of each channel of y; 0 for closed ones
     registers: int = 32
 
 
@@ -59,7 +62,7 @@ def window(spec: Window) -> tirx.PrimFunc:
 
     Its parameters, those in brackets as `spec` says: x, [weight, for depthwise], [bias
     (blocks * lanes,)], [scale (N, C, 1, 1)], [list_out (N, blocks) int32, count_out (N,) int32],
-    y.
+    y, [pool (N, blocks, 1, 1, lanes)].
     """
     return _Builder(spec).build()
 
@@ -93,6 +96,10 @@ class _Builder:
                     if spec.listed and spec.fill:
                         with T.parallel(self.count_out[n], y.blocks) as position:
                             self._fill(n, self.list_out[n, position])
+                    if spec.listed and spec.pools:
+                        with T.serial(self.count_out[n], y.blocks) as position:
+                            block = self.list_out[n, position]
+                            self.pooling.write(n, block, lambda _v: T.float32(0))
         return builder.get()
 
     def _declare(self) -> None:
@@ -109,8 +116,15 @@ class _Builder:
             self.list_out = T.arg("list_out", T.buffer((y.batch, y.blocks), "int32"))
             self.count_out = T.arg("count_out", T.buffer((y.batch,), "int32"))
         self.y = y.part_of(y.argument("y"))
+        if spec.pools:
+            self.pooling = Pooling(y, 1)
 
     def _block(self, n, block) -> None:
+        with self.pooling.mean(n, block) if self.spec.pools else nullcontext():
+            self._plane(n, block)
+        zero_halo(self.y, self.spec.y, n, block)
+
+    def _plane(self, n, block) -> None:
         for rows, columns in product(self._regions(0), self._regions(1)):
             clamps = (rows.clamps, columns.clamps)
             size = tile_size(rows.size, columns.size, self.spec.registers)
@@ -119,7 +133,6 @@ class _Builder:
                     row = rows.start + tile.row + i * tile.height
                     column = columns.start + tile.column + j * tile.width
                     self._tile(n, block, tile, row, column, clamps)
-        zero_halo(self.y, self.spec.y, n, block)
 
     def _regions(self, axis: int) -> list[_Region]:
         """Rows or columns of the result, those apart whose windows reach out of x."""
@@ -156,7 +169,10 @@ class _Builder:
             r, c = row + t // tile.width, column + t % tile.width
             with T.vectorized(0, self.lanes) as v:
                 value = self._finish(acc[t][v], n, block * self.lanes + v, r, c)
-                T.buffer_store(self.y, value, [n, block, r + spec.y.halo, c + spec.y.halo, v])
+                place = [n, block, r + spec.y.halo, c + spec.y.halo, v]
+                T.buffer_store(self.y, value, place)
+                if spec.pools:
+                    self.pooling.add(self.y[tuple(place)], v)
 
     def _by_input(self, tile: Tile) -> list[tuple[int, int]]:
         """(pixel, column of the window), such that all that read an input follow each other."""

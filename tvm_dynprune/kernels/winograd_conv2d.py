@@ -72,9 +72,10 @@ class _Builder(WinogradProducts):
             zero_halo(self.y, self.spec.y, n, self.block_at(n, position))
 
     def block(self, n, block, following, part: Part) -> None:
-        for k, (strip, count) in enumerate(_strips(self.winograd)):
-            with part.share(count, k) as i:
-                self._strip(n, (block, following), strip, strip.row + i * strip.rows)
+        with self.summed([block], part):
+            for k, (strip, count) in enumerate(_strips(self.winograd)):
+                with part.share(count, k) as i:
+                    self._strip(n, (block, following), strip, strip.row + i * strip.rows)
         with part.first():
             zero_halo(self.y, self.spec.y, n, block)
 

@@ -22,9 +22,9 @@ _PARTS: dict[str, Any] = {
 
 
 def workload_of(spec: Conv2d) -> str:
-    """One line that says everything about `spec` but its schedule."""
+    """One line that says everything about `spec` but its schedule, and that it pools on the way."""
     fields = asdict(spec)
-    del fields["schedule"]
+    del fields["schedule"], fields["pools"]
     return json.dumps(fields, sort_keys=True)
 
 

@@ -48,6 +48,14 @@ class LayoutPlan:
         before, behind = self._blocks_around(var)
         return FeatureMap(*shape, lanes, self._halo.get(self._lead(var), 0), before, behind)
 
+    def pooling(self, var: Var) -> Var | None:
+        """The global average pooling of `var`, which what computes `var` can do on the way."""
+        for user in self.flow.users.get(var, []):
+            composite = self.composites.get(user)
+            if composite is not None and composite.kind == "global_average":
+                return user
+        return None
+
     def holder(self, var: Var) -> Var:
         """In whose tensor `var` is computed: its concatenation's, or its own."""
         return self._holder.get(var, var)

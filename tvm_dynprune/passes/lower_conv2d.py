@@ -24,13 +24,13 @@ puts the others::
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import relax
 from tvm.ir import Expr
 from tvm.relax import Var, op
-from tvm.tirx import PrimFunc
 
 from tvm_dynprune.kernels.any_open import any_open
 from tvm_dynprune.kernels.conv2d import Conv2d, conv2d_closed, pack_channels
@@ -62,21 +62,24 @@ def lower_conv2d(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
     if spec.visit != "all":
         unit = spec.y.lanes if spec.visit == "blocks" else 1
         lists_out = emitter.open_list(composite.arguments["open_out"], unit)
-    kernel, arguments = _kernel(emitter, composite, spec, lists_in)
+    convolution, arguments = _convolution(emitter, composite, spec, lists_in)
     name, arguments = f"conv2d_{composite.layer}", [*arguments, *lists_out]
     if str(composite.attribute("lowering")) == "if" and composite.attribute("block") == "last":
-        branch = emitter.computation(var, kernel, name, arguments)
+        branch = emitter.computation(var, convolution.kernel, name, arguments)
         closing = _residual(emitter, composite)
         closed = emitter.computation(var, conv2d_closed(spec), "conv2d_closed", closing)
         condition = _decisions(emitter, composite, spec.y.channels)(0)
         return emitter.builder.emit(relax.If(condition, branch, closed), var.name)
-    return emitter.compute(var, kernel, name, arguments)
+    pooling = emitter.pooling(var) if convolution.can_pool else None
+    if pooling is not None:
+        convolution = Convolution(replace(convolution.spec, pools=True))
+    return emitter.compute(var, convolution.kernel, name, arguments, pooling)
 
 
-def _kernel(
+def _convolution(
     emitter: KernelEmitter, composite: CompositeCall, spec: Conv2d, lists_in: list[Expr]
-) -> tuple[PrimFunc, list[Expr]]:
-    """The chosen algorithm's kernel, and its arguments up to the list of outputs."""
+) -> tuple[Convolution, list[Expr]]:
+    """The chosen algorithm, and its kernel's arguments up to the list of outputs."""
     weight = constant_of(composite.arguments["weight"])
     if spec.schedule.algorithm == "winograd_strided":
         image, affine = emitter.image(composite.arguments["x"])
@@ -93,7 +96,7 @@ def _kernel(
         transformed = [relax.TensorType(winograd.transformed_shape, "float32")]
         name = f"winograd_input_{composite.layer}"
         x = emitter.call(convolution.first, name, [x, *by_block], transformed)
-    return convolution.kernel, [
+    return convolution, [
         x,
         relax.const(convolution.pack(weight)),
         *_epilogue_arguments(emitter, composite, spec),
@@ -137,8 +140,8 @@ def _conditional(emitter: KernelEmitter, var: Var, composite: CompositeCall, spe
     groups = -(-spec.y.blocks // spec.group_blocks)
     decision = _decisions(emitter, composite, spec.group_blocks * spec.y.lanes)
     y = emitter.compute(var, conv2d_closed(spec), "conv2d_closed", _residual(emitter, composite))
-    kernel, arguments = _kernel(emitter, composite, spec, [])
-    global_var = emitter.add(kernel, f"conv2d_{composite.layer}")
+    convolution, arguments = _convolution(emitter, composite, spec, [])
+    global_var = emitter.add(convolution.kernel, f"conv2d_{composite.layer}")
     for group in range(groups):
         condition = decision(group)
         branch = relax.call_tir_inplace(

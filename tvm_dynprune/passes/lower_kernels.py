@@ -111,14 +111,14 @@ class KernelEmitter:
         composite = self.plan.composites.get(var)
         self._layer = "" if composite is None else composite.layer
         self._decides = self.plan.decides(var)
-        if composite is not None:
+        if var in self._blocked:
+            pass  # what computed its operands, or another result of theirs, computed it too
+        elif composite is not None:
             lower = {
                 "conv2d": lower_conv2d,
                 "global_average": lower_global_average,
             }.get(composite.kind, lower_window)
             self._blocked[self.plan.holder(var)] = lower(self, var, composite)
-        elif var in self._blocked:
-            pass  # a concatenation whose parts were computed in its place
         elif var in self.plan.blocked:
             mapping = {operand: self.blocked(operand) for operand in operands(value)}
             self._blocked[var] = self.builder.emit(substitute(value, mapping), var.name)
@@ -132,9 +132,36 @@ class KernelEmitter:
         types = out[0] if len(out) == 1 else out
         return self.builder.emit(relax.call_tir(global_var, arguments, types), name)
 
-    def compute(self, var: Var, kernel: tvm.tirx.PrimFunc, name: str, arguments: list[Expr]) -> Var:
-        """Emit the call of the kernel that computes `var`, in the tensor that holds it."""
-        return self.builder.emit(self.computation(var, kernel, name, arguments), name)
+    def compute(
+        self,
+        var: Var,
+        kernel: tvm.tirx.PrimFunc,
+        name: str,
+        arguments: list[Expr],
+        pooling: Var | None = None,
+    ) -> Var:
+        """Emit the call of the kernel that computes `var`, in the tensor that holds it.
+
+        If given, the kernel's second result is `pooling`.
+        """
+        if pooling is None:
+            return self.builder.emit(self.computation(var, kernel, name, arguments), name)
+        out = [tensor(self.plan.feature_map(result)) for result in (var, pooling)]
+        both = self.call(kernel, name, arguments, out)
+        y, pool = (self.builder.emit(relax.TupleGetItem(both, i)) for i in range(2))
+        self._blocked[pooling] = pool
+        return y
+
+    def pooling(self, var: Var) -> Var | None:
+        """The pooling that a kernel of two results can do while it computes `var`."""
+        pooling = self.plan.pooling(var)
+        if (
+            pooling is None
+            or self.plan.feature_map(pooling).halo
+            or not self.plan.holder(var).same_as(var)
+        ):
+            return None
+        return pooling
 
     def computation(
         self, var: Var, kernel: tvm.tirx.PrimFunc, name: str, arguments: list[Expr]
