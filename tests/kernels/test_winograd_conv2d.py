@@ -129,7 +129,7 @@ def test_input_of_one_block_is_transformed_strip_by_strip(
     m, size, pad, halo, visit, open_in
 ) -> None:
     spec = convolution(size, pad, halo, batch=2, channels=(LANES, 24), visit=visit)
-    spec = replace(spec, open_in=open_in)
+    spec = replace(spec, open_in=open_in, pools=True)
     assert Winograd(spec, m).fuses_input
     check(spec, m, "mixed")
 

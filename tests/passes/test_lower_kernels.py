@@ -179,6 +179,21 @@ def test_a_concatenation_is_computed_in_place(lowering, batch, algorithm):
         assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_concatenation_is_pooled_by_those_who_compute_its_parts(batch):
+    def body(g, x):
+        y = three_parts(g, x)
+        parts = g.conv(y, 16, 1, name="one"), g.conv(y, 24, name="other")
+        return g.times(g.conv(both := g.concat(*parts), 16), g.gate(both, 16, 8, name="c"))
+
+    graph, x = Graph.build(body, (batch, 16, 6, 6)), random_x(batch)
+    mod = lowered(graph, "indexed")
+    names = called(mod)
+    assert "global_average" not in "".join(names[names.index("conv2d_one") :])
+    for got, wanted in zip(results(machine(mod), x), run(graph, x), strict=True):
+        assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
 def test_a_part_that_others_read_is_concatenated():
     def body(g, x):
         return three_parts(g, x, also_added=True)

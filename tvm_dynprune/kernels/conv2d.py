@@ -189,9 +189,11 @@ class Conv2dBuilder:
         whole = y.argument("y")
         if spec.visit == "group":
             self.group = T.cast(T.arg("group", T.int64()), "int32")
-        self.y = y.part_of(whole)
         if spec.pools:
             self.pooling = Pooling(y, self.parts)
+        self.y = y.part_of(whole)
+        if spec.pools:
+            self.pooling.begin()
 
     def sample(self, n) -> None:
         """Emit the visit of one sample's output channels."""

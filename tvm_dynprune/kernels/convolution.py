@@ -45,9 +45,7 @@ class Convolution:
     def can_pool(self) -> bool:
         """Whether `kernel` can pool y on the way: a vector of y's channels at a time, in order."""
         by_block = self.spec.visit in ("all", "blocks")
-        if self.winograd is None:
-            return by_block and not self.spec.input_outer
-        return by_block and not self.winograd.fuses_input
+        return by_block and (self.winograd is not None or not self.spec.input_outer)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

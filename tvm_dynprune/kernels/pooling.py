@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
@@ -15,13 +16,19 @@ from tvm_dynprune.kernels.tiling import Part
 class Pooling:
     """The kernel's next parameter, pool (N, blocks, 1, 1, lanes), and the sums that lead there.
 
-    Each of the `parts` of a plane, which threads compute apart, has sums of its own.
+    Each of the `parts` of a plane, which threads compute apart, has sums of its own. Where y is an
+    operand of a concatenation, pool is that one's.
     """
 
     def __init__(self, y: FeatureMap, parts: int) -> None:
         self.y, self.parts = y, parts
-        self.pool = T.arg("pool", T.buffer((y.batch, y.blocks, 1, 1, y.lanes), "float32"))
-        self._partial = T.alloc_buffer((y.blocks * parts, y.lanes), "float32")
+        self._means = replace(y, height=1, width=1, halo=0)
+        self._whole = self._means.argument("pool")
+
+    def begin(self) -> None:
+        """Emit what comes before the first sum, after the last parameter."""
+        self.pool = self._means.part_of(self._whole)
+        self._partial = T.alloc_buffer((self.y.blocks * self.parts, self.y.lanes), "float32")
 
     @contextmanager
     def sums(self, blocks: list, part: Part) -> Iterator[None]:

@@ -115,9 +115,12 @@ class _Builder:
         if spec.listed:
             self.list_out = T.arg("list_out", T.buffer((y.batch, y.blocks), "int32"))
             self.count_out = T.arg("count_out", T.buffer((y.batch,), "int32"))
-        self.y = y.part_of(y.argument("y"))
+        whole = y.argument("y")
         if spec.pools:
             self.pooling = Pooling(y, 1)
+        self.y = y.part_of(whole)
+        if spec.pools:
+            self.pooling.begin()
 
     def _block(self, n, block) -> None:
         with self.pooling.mean(n, block) if self.spec.pools else nullcontext():

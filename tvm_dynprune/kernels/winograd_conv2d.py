@@ -51,6 +51,8 @@ class _Builder(WinogradProducts):
     @property
     def parts(self) -> int:
         strips = sum(count for _, count in _strips(self.winograd))
+        if self.winograd.fuses_input:
+            return strips
         few = self.spec.y.blocks <= _FEW_BLOCKS and self.winograd.packs_transformed
         return min(_MOST_PARTS, strips) if few else 1
 
@@ -59,6 +61,7 @@ class _Builder(WinogradProducts):
         if not spec.fuses_input:
             super().blocks(n)
             return
+        number = 0
         for strip, count in _strips(spec):
             whole = strip.rows if count > 1 else min(strip.rows, whole_rows(spec) - strip.row)
             with T.parallel(0, count) as i:
@@ -67,7 +70,9 @@ class _Builder(WinogradProducts):
                 transform_strip(spec, self.x, u, n, row, strip.rows, whole)
                 with T.serial(0, self.block_count(n)) as position:
                     block = self.block_at(n, position)
-                    self._strip(n, (block, block), strip, row, u)
+                    with self.summed([block], Part(number + i, self.parts)):
+                        self._strip(n, (block, block), strip, row, u)
+            number += count
         with T.parallel(0, self.block_count(n)) as position:
             zero_halo(self.y, self.spec.y, n, self.block_at(n, position))
 

@@ -49,8 +49,8 @@ class LayoutPlan:
         return FeatureMap(*shape, lanes, self._halo.get(self._lead(var), 0), before, behind)
 
     def pooling(self, var: Var) -> Var | None:
-        """The global average pooling of `var`, which what computes `var` can do on the way."""
-        for user in self.flow.users.get(var, []):
+        """The global average pooling of the tensor that holds `var`."""
+        for user in self.flow.users.get(self.holder(var), []):
             composite = self.composites.get(user)
             if composite is not None and composite.kind == "global_average":
                 return user
@@ -60,11 +60,15 @@ class LayoutPlan:
         """In whose tensor `var` is computed: its concatenation's, or its own."""
         return self._holder.get(var, var)
 
+    def parts(self, var: Var) -> list[Var]:
+        """What is computed in the tensor that holds `var`: `var`, or a concatenation's operands."""
+        if var not in self._holder:
+            return [var]
+        return list(self.flow.value(self._holder[var]).args[0].fields)
+
     def _blocks_around(self, var: Var) -> tuple[int, int]:
         """Blocks before and behind `var` in the tensor that holds it."""
-        if var not in self._holder:
-            return 0, 0
-        parts = self.flow.value(self._holder[var]).args[0].fields
+        parts = self.parts(var)
         blocks = [shape_of(part)[1] // self.lanes for part in parts]
         at = next(i for i, part in enumerate(parts) if part.same_as(var))
         return sum(blocks[:at]), sum(blocks[at + 1 :])

@@ -70,10 +70,18 @@ def lower_conv2d(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
         closed = emitter.computation(var, conv2d_closed(spec), "conv2d_closed", closing)
         condition = _decisions(emitter, composite, spec.y.channels)(0)
         return emitter.builder.emit(relax.If(condition, branch, closed), var.name)
-    pooling = emitter.pooling(var) if convolution.can_pool else None
-    if pooling is not None:
-        convolution = Convolution(replace(convolution.spec, pools=True))
-    return emitter.compute(var, convolution.kernel, name, arguments, pooling)
+    convolution = Convolution(replace(convolution.spec, pools=emitter.pooling(var) is not None))
+    return emitter.compute(var, convolution.kernel, name, arguments)
+
+
+def can_pool(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> bool:
+    """Whether what computes a convolution can pool it on the way; branches cannot."""
+    if str(composite.attribute("lowering")) == "if":
+        return False
+    spec = conv2d_spec(emitter.plan, var, composite, emitter.target)
+    if spec.schedule.algorithm == "winograd_strided":
+        spec = conv2d_over_squares(spec)
+    return Convolution(spec).can_pool
 
 
 def _convolution(

@@ -30,7 +30,7 @@ from tvm_dynprune.passes.composite import is_composite
 from tvm_dynprune.passes.conv2d_spec import KernelTarget
 from tvm_dynprune.passes.dataflow import Functions, operands, result_of, shape_of, substitute
 from tvm_dynprune.passes.layout_plan import LayoutPlan, tensor
-from tvm_dynprune.passes.lower_conv2d import lower_conv2d
+from tvm_dynprune.passes.lower_conv2d import can_pool, lower_conv2d
 from tvm_dynprune.passes.lower_window import lower_global_average, lower_window
 from tvm_dynprune.passes.merge_small_kernels import MERGEABLE
 from tvm_dynprune.passes.normalisation import normalisation_of
@@ -132,46 +132,44 @@ class KernelEmitter:
         types = out[0] if len(out) == 1 else out
         return self.builder.emit(relax.call_tir(global_var, arguments, types), name)
 
-    def compute(
-        self,
-        var: Var,
-        kernel: tvm.tirx.PrimFunc,
-        name: str,
-        arguments: list[Expr],
-        pooling: Var | None = None,
-    ) -> Var:
-        """Emit the call of the kernel that computes `var`, in the tensor that holds it.
-
-        If given, the kernel's second result is `pooling`.
-        """
+    def compute(self, var: Var, kernel: tvm.tirx.PrimFunc, name: str, arguments: list[Expr]) -> Var:
+        """Emit the call of the kernel that computes `var`, and what it `pools`."""
+        result = self.builder.emit(self.computation(var, kernel, name, arguments), name)
+        pooling = self.pooling(var)
         if pooling is None:
-            return self.builder.emit(self.computation(var, kernel, name, arguments), name)
-        out = [tensor(self.plan.feature_map(result)) for result in (var, pooling)]
-        both = self.call(kernel, name, arguments, out)
-        y, pool = (self.builder.emit(relax.TupleGetItem(both, i)) for i in range(2))
+            return result
+        y, pool = (self.builder.emit(relax.TupleGetItem(result, i)) for i in range(2))
         self._blocked[pooling] = pool
         return y
-
-    def pooling(self, var: Var) -> Var | None:
-        """The pooling that a kernel of two results can do while it computes `var`."""
-        pooling = self.plan.pooling(var)
-        if (
-            pooling is None
-            or self.plan.feature_map(pooling).halo
-            or not self.plan.holder(var).same_as(var)
-        ):
-            return None
-        return pooling
 
     def computation(
         self, var: Var, kernel: tvm.tirx.PrimFunc, name: str, arguments: list[Expr]
     ) -> relax.Call:
         """The call of the kernel that computes `var`, in the tensor that holds it."""
-        out, global_var = tensor(self.plan.feature_map(var)), self.add(kernel, name)
-        whole = self._blocked.get(self.plan.holder(var))
-        if whole is None:
+        results, global_var = [self.plan.holder(var)], self.add(kernel, name)
+        pooling = self.pooling(var)
+        if pooling is not None:
+            results.append(pooling)
+        out = [tensor(self.plan.feature_map(result)) for result in results]
+        out = out[0] if len(out) == 1 else out
+        whole = [self._blocked[result] for result in results if result in self._blocked]
+        if not whole:
             return relax.call_tir(global_var, arguments, out)
-        return relax.call_tir_inplace(global_var, [*arguments, whole], [len(arguments)], out)
+        places = [len(arguments) + i for i in range(len(whole))]
+        return relax.call_tir_inplace(global_var, [*arguments, *whole], places, out)
+
+    def pooling(self, var: Var) -> Var | None:
+        """The global average pooling that is a second result of what computes `var`."""
+        pooling = self.plan.pooling(var)
+        if pooling is None or self.plan.feature_map(pooling).halo:
+            return None
+        return pooling if all(map(self._can_pool, self.plan.parts(var))) else None
+
+    def _can_pool(self, var: Var) -> bool:
+        composite = self.plan.composites.get(var)
+        if composite is None or composite.kind == "global_average":
+            return False
+        return composite.kind != "conv2d" or can_pool(self, var, composite)
 
     def add(self, kernel: tvm.tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
         """Add a kernel to the module; TVM must not fuse it with what stands around it."""

@@ -28,7 +28,7 @@ def lower_window(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
     attrs, given, plan = composite.operator.attrs, composite.arguments, emitter.plan
     is_depthwise = composite.kind == "depthwise_conv2d"
     steps = [step for step in composite.epilogue if step not in ("bias", "scale")]
-    lists, pooling = _lists(emitter, composite), emitter.pooling(var)
+    lists = _lists(emitter, composite)
     spec = Window(
         kind=_KINDS[composite.kind],
         x=plan.feature_map(given["x"]),
@@ -43,7 +43,7 @@ def lower_window(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
         count_padding=is_depthwise or bool(getattr(attrs, "count_include_pad", False)),
         listed=bool(lists),
         fill=plan.fills(var),
-        pools=pooling is not None,
+        pools=emitter.pooling(var) is not None,
         registers=emitter.target.registers,
     )
     arguments: list[Expr] = [emitter.blocked(given["x"])]
@@ -56,7 +56,7 @@ def lower_window(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
     if spec.scale:
         arguments.append(emitter.plain(given["scale"]))
     name = f"{composite.kind}_{composite.layer}"
-    return emitter.compute(var, window(spec), name, [*arguments, *lists], pooling)
+    return emitter.compute(var, window(spec), name, [*arguments, *lists])
 
 
 def lower_global_average(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Var:
