@@ -23,6 +23,7 @@ from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.conv2d import Conv2d, conv2d_closed, pack_channels
 from tvm_dynprune.kernels.direct_conv2d import direct_conv2d, pack_direct_weight
 from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.kernels.pooling import means_of
 from tvm_dynprune.kernels.schedule import Schedule
 
 RELU, RELU6 = Activation(0.0, None), Activation(0.0, 6.0)
@@ -54,6 +55,7 @@ class Case:
     group_blocks: int = 1
     fill: bool = False
     pools: bool = False
+    in_place: bool = False
     quick_weights: bool = False
     tile: tuple[int, int] | None = None
     registers: int = 16
@@ -84,7 +86,7 @@ class Case:
             bias=self.bias,
             before=self.before,
             scale=self.scale,
-            residual=FeatureMap(self.batch, self.c_out, height, width, self.lanes, 2)
+            residual=replace(y, halo=self.y_halo if self.in_place else 2)
             if self.residual
             else None,
             after=self.after,
@@ -94,6 +96,7 @@ class Case:
             group_blocks=self.group_blocks,
             fill=self.fill,
             pools=self.pools,
+            in_place=self.in_place,
             schedule=Schedule(quick_weights=self.quick_weights, tile=self.tile),
             registers=self.registers,
             by_lane=self.by_lane,
@@ -112,6 +115,8 @@ class Convolution:
         self.bias = random(case.c_out, seed=2)
         self.scale = random(case.batch, case.c_out, 1, 1, seed=3)
         self.residual = random(*shape, seed=4)
+        if case.in_place:
+            self.residual = _activated(self.residual, case.after)
 
     def run(self, open_in: np.ndarray, open_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The whole blocked result and the (N, C, H, W) inside it."""
@@ -122,12 +127,16 @@ class Convolution:
         arguments = [blocked(x, spec.x), pack_direct_weight(self.weight, spec)]
         arguments += [pack_channels(self.bias, spec.y)] if case.bias else []
         arguments += [self.scale] if case.scale else []
-        arguments += [blocked(self.residual, spec.residual)] if spec.residual else []
+        if case.in_place:
+            means = plain(blocked(self.residual, spec.residual), spec.y).mean((2, 3), keepdims=True)
+            arguments += [blocked(means, means_of(spec.y))] if spec.pools else []
+        elif spec.residual:
+            arguments += [blocked(self.residual, spec.residual)]
         if case.open_in:
             arguments += open_list(open_in, case.lanes if spec.by_input_block else 1)
         if case.visit in ("blocks", "gather"):
             arguments += open_list(open_out, case.lanes if case.visit == "blocks" else 1)
-        y = unwritten(spec.y)
+        y = blocked(self.residual, spec.residual) if case.in_place else unwritten(spec.y)
         self.pool = unwritten_pool(spec.y)
         if case.visit == "group":
             for group in np.flatnonzero(open_out[0, :: case.group]):
@@ -151,7 +160,7 @@ class Convolution:
         y = _activated(y, case.after)
         if case.visit != "all":
             closed = np.full_like(y, np.nan)
-            if case.fill:
+            if case.fill or case.in_place:
                 closed = _activated(self.residual, case.after) if case.residual else 0 * y
             y = np.where(open_out[:, :, None, None], y, closed)
         return y.astype("float32")
@@ -212,6 +221,15 @@ def test_kernel_sizes_and_paddings(kernel, pad):
 def test_pooling_on_the_way(visit, residual, fill, size, batch):
     case = Case(c_out=40, size=size, batch=batch, visit=visit, residual=residual, fill=fill)
     check(replace(case, scale=True, after=RELU, pools=True))
+
+
+@pytest.mark.parametrize("pools", [False, True])
+@pytest.mark.parametrize("size", [(9, 14), (2, 2)])
+@pytest.mark.parametrize("after", [None, RELU])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_writing_over_the_residual(pools, size, after, batch):
+    case = Case(c_out=40, size=size, batch=batch, visit="blocks", residual=True, after=after)
+    check(replace(case, open_in=True, unit_in=8, pools=pools, in_place=True))
 
 
 @pytest.mark.parametrize("stride", [(2, 2), (1, 2), (3, 1)])

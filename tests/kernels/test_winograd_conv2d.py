@@ -82,10 +82,12 @@ def check(spec: Conv2d, m: int, kind: str = "open") -> None:
         compiled(winograd_input(winograd))(source, *lists_in, u)
         source = u
 
-    y, pool = unwritten(y_map), unwritten_pool(y_map)
+    y = blocked(residual, y_map) if spec.in_place else unwritten(y_map)
+    pool = unwritten_pool(y_map)
     arguments = [source, pack_winograd_weight(weight, winograd), pack_channels(bias, y_map)]
     arguments += [scale] if spec.scale else []
-    arguments += [] if spec.residual is None else [blocked(residual, spec.residual)]
+    if spec.residual is not None and not spec.in_place:
+        arguments += [blocked(residual, spec.residual)]
     arguments += list(open_list(open_in, 1)) if winograd.by_channel else lists_in
     arguments += list(open_list(open_out, unit_out)) if spec.visit != "all" else []
     compiled(winograd_conv2d(winograd))(*arguments, y, *([pool] if spec.pools else []))
@@ -99,7 +101,8 @@ def check(spec: Conv2d, m: int, kind: str = "open") -> None:
     expected = np.maximum(expected, 0) if spec.before else expected
     expected = expected * scale if spec.scale else expected
     expected = expected + residual if spec.residual is not None else expected
-    expected = np.where(open_out[:, :, None, None], expected, np.nan)
+    closed = residual if spec.in_place else np.nan
+    expected = np.where(open_out[:, :, None, None], expected, closed)
     assert_close(plain(y, y_map), expected.astype("float32"), TOLERANCE[m])
     if spec.pools:
         assert_pooled(pool, expected.astype("float32"), TOLERANCE[m])
@@ -140,6 +143,14 @@ def test_input_of_one_block_is_transformed_strip_by_strip(
 @pytest.mark.parametrize("batch", [1, 2])
 def test_pooling_on_the_way(m, size, visit, batch) -> None:
     check(convolution(size, batch=batch, visit=visit, pools=True), m, "mixed")
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("size", [(7, 6), (36, 31)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_writing_over_the_residual(m, size, batch) -> None:
+    spec = convolution(size, batch=batch, visit="blocks", in_place=True)
+    check(replace(spec, residual=spec.y), m, "mixed")
 
 
 @pytest.mark.parametrize("size", [(4, 4), (12, 11), (13, 29), (28, 31)])

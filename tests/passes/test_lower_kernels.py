@@ -194,6 +194,31 @@ def test_a_concatenation_is_pooled_by_those_who_compute_its_parts(batch):
         assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
+def residual_blocks(g: Graph, x, *, is_read_later: bool = False):
+    """Three residual blocks, both of whose convolutions are gated."""
+    first = y = g.relu(g.conv(x, 32, name="stem"))
+    for block in range(3):
+        h = g.times(g.relu(g.conv(y, 32)), g.gate(y, 32, 8, name=f"a{block}"))
+        z = g.times(g.conv(h, 32), g.gate(h, 32, 8, name=f"b{block}"))
+        y = g.relu(g.add(z, y))
+    return g.conv(g.add(y, first) if is_read_later else y, 16, name="last")
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("algorithm", ["direct", "winograd_4"])
+@pytest.mark.parametrize(("is_read_later", "in_place"), [(False, 3), (True, 2)])
+def test_residual_blocks_write_over_their_input(batch, algorithm, is_read_later, in_place):
+    def body(g, x):
+        return residual_blocks(g, x, is_read_later=is_read_later)
+
+    graph, x = Graph.build(body, (batch, 16, 6, 6)), random_x(batch)
+    mod = lowered(graph, "indexed", algorithm)
+    assert mod["main"].script().count("R.call_tir_inplace(") == in_place
+    network = machine(mod)
+    for got, wanted in zip(results(network, x), run(graph, x), strict=True):
+        assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
 def test_a_part_that_others_read_is_concatenated():
     def body(g, x):
         return three_parts(g, x, also_added=True)

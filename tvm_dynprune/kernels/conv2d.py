@@ -26,7 +26,7 @@ from tvm.tirx import Buffer
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
 from tvm_dynprune.kernels.gather import GatheredVector
-from tvm_dynprune.kernels.pooling import Pooling
+from tvm_dynprune.kernels.pooling import Pooling, means_of
 from tvm_dynprune.kernels.reduction import Reduction
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, parallel
@@ -42,7 +42,7 @@ class Conv2d:
     list become ``after(residual)``, or 0 without a residual, if `fill`, and stay unwritten if not.
     `by_lane` says that the target multiplies a vector by one lane of another in one instruction.
     `pools` adds a second result, the mean of each channel of y; closed ones have that of their fill
-    or 0.
+    or 0. `in_place` writes y over the residual, whose closed channels so stay what they are.
     """
 
     x: FeatureMap
@@ -62,6 +62,7 @@ class Conv2d:
     group_blocks: int = 1  # group: blocks per channel group
     fill: bool = False
     pools: bool = False
+    in_place: bool = False
     schedule: Schedule = field(default_factory=Schedule)
     registers: int = 32
     by_lane: bool = False
@@ -130,9 +131,10 @@ class Conv2dBuilder:
     """The parts of a convolution kernel that do not depend on how it convolves.
 
     The kernel's parameters, in order, those in brackets as the spec says: input, weight, [bias
-    (blocks * lanes,)], [scale (N, C_out, 1, 1)], [residual], [list_in (N, C_in or blocks) int32,
-    count_in (N,) int32], [list_out (N, blocks or C_out) int32, count_out (N,) int32], y,
-    [group int64], [pool (N, blocks, 1, 1, lanes)]. The lists are those of `open_list`.
+    (blocks * lanes,)], [scale (N, C_out, 1, 1)], [residual; its pool, if `in_place` and `pools`],
+    [list_in (N, C_in or blocks) int32, count_in (N,) int32], [list_out (N, blocks or C_out) int32,
+    count_out (N,) int32], y, [group int64], [pool (N, blocks, 1, 1, lanes)]. The lists are those of
+    `open_list`.
     """
 
     def __init__(self, spec: Conv2d) -> None:
@@ -176,8 +178,10 @@ class Conv2dBuilder:
             self.bias = T.arg("bias", T.buffer((y.blocks * self.lanes,), "float32"))
         if spec.scale:
             self.scale = T.arg("scale", T.buffer((y.batch, y.channels, 1, 1), "float32"))
-        if spec.residual is not None:
+        if spec.residual is not None and not spec.in_place:
             self.residual = spec.residual.argument("residual")
+        if spec.pools and spec.in_place:
+            self.residual_pool = means_of(y).argument("residual_pool")
         if spec.open_in:
             length = spec.reduction.list_length
             self.list_in = T.arg("list_in", T.buffer((y.batch, length), "int32"))
@@ -192,6 +196,8 @@ class Conv2dBuilder:
         if spec.pools:
             self.pooling = Pooling(y, self.parts)
         self.y = y.part_of(whole)
+        if spec.in_place:
+            self.residual = self.y
         if spec.pools:
             self.pooling.begin()
 
@@ -229,7 +235,11 @@ class Conv2dBuilder:
             self.pooling.finish(n, self.block_at(n, position))
         if self.spec.visit == "blocks" and not self.spec.fill:
             with T.serial(self.count_out[n], self.spec.y.blocks) as position:
-                self.pooling.write(n, self.list_out[n, position], lambda _v: T.float32(0))
+                block = self.list_out[n, position]
+                if self.spec.in_place:
+                    self.pooling.copy(self.residual_pool, n, block)
+                else:
+                    self.pooling.write(n, block, lambda _v: T.float32(0))
 
     def block_count(self, n):
         """How many blocks of output channels there are to visit."""

@@ -68,12 +68,13 @@ class GatheredVector:
             place = self._place[block]
 
             def copy(rows: Buffer, row, source: Callable) -> None:
+                # The last operand fills what is left; LLVM 22 aborts on a constant without AVX-512.
                 front = tirx.call_llvm_pure_intrin(
                     f"float32x{lanes}",
                     "llvm.experimental.vector.compress",
                     source(every),
                     wanted,
-                    tirx.Broadcast(T.float32(0), lanes),
+                    source(every),
                 )
                 T.buffer_store(rows, front, [row, T.ramp(place, 1, lanes)])
 

@@ -7,10 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
+from tvm.tirx import Buffer
 
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import Part
+
+
+def means_of(y: FeatureMap) -> FeatureMap:
+    """The layout of the means of `y`."""
+    return replace(y, height=1, width=1, halo=0)
 
 
 class Pooling:
@@ -22,7 +28,7 @@ class Pooling:
 
     def __init__(self, y: FeatureMap, parts: int) -> None:
         self.y, self.parts = y, parts
-        self._means = replace(y, height=1, width=1, halo=0)
+        self._means = means_of(y)
         self._whole = self._means.argument("pool")
 
     def begin(self) -> None:
@@ -68,6 +74,12 @@ class Pooling:
         factor = T.float32(1.0 / (self.y.height * self.y.width))
         with T.vectorized(0, self.y.lanes) as v:
             T.buffer_store(self.pool, total(v) * factor, [n, block, 0, 0, v])
+
+    def copy(self, means: Buffer, n, block) -> None:
+        """Emit the copy of a block's mean."""
+        with T.vectorized(0, self.y.lanes) as v:
+            at = [n, block, 0, 0, v]
+            T.buffer_store(self.pool, means[tuple(at)], at)
 
     def _start(self, count: int) -> None:
         self._acc = registers(count, lanes=self.y.lanes)

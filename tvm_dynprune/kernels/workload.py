@@ -22,9 +22,13 @@ _PARTS: dict[str, Any] = {
 
 
 def workload_of(spec: Conv2d) -> str:
-    """One line that says everything about `spec` but its schedule, and that it pools on the way."""
+    """One line that says everything about `spec` but its schedule.
+
+    Nor does it tell what LowerKernels decides: whether the kernel pools on the way, or is in place.
+    """
     fields = asdict(spec)
-    del fields["schedule"], fields["pools"]
+    for name in ("schedule", "pools", "in_place"):
+        del fields[name]
     return json.dumps(fields, sort_keys=True)
 
 

@@ -60,6 +60,21 @@ class LayoutPlan:
         """In whose tensor `var` is computed: its concatenation's, or its own."""
         return self._holder.get(var, var)
 
+    def is_last_user(self, var: Var, of: Var) -> bool:
+        """Whether nobody reads a kernel's result `of` once `var` is computed.
+
+        Only of large kernels is it known when they run: others are fused and merged, and what a
+        branch needs moves there.
+        """
+        if of not in self.composites or of in self._holder or of in self.flow.outputs:
+            return False
+        if any(str(c.attribute("lowering")) == "if" for c in self.composites.values()):
+            return False
+        order = {binding.var: i for i, binding in enumerate(self.flow.bindings)}
+        users = [user for user in self.flow.users[of] if not user.same_as(self.pooling(of))]
+        are_large = all(user in self.composites and not self.decides(user) for user in users)
+        return are_large and all(order[user] <= order[var] for user in users)
+
     def parts(self, var: Var) -> list[Var]:
         """What is computed in the tensor that holds `var`: `var`, or a concatenation's operands."""
         if var not in self._holder:

@@ -54,6 +54,9 @@ def lower_conv2d(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
     spec = conv2d_spec(emitter.plan, var, composite, emitter.target)
     if spec.visit == "group":
         return _conditional(emitter, var, composite, spec)
+    if _in_place(emitter, var, composite, spec):
+        spec = replace(spec, in_place=True, fill=False)
+    spec = replace(spec, pools=emitter.pooling(var) is not None)
     lists_in: list[Expr] = []
     lists_out: list[Expr] = []
     if spec.open_in:
@@ -70,8 +73,27 @@ def lower_conv2d(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
         closed = emitter.computation(var, conv2d_closed(spec), "conv2d_closed", closing)
         condition = _decisions(emitter, composite, spec.y.channels)(0)
         return emitter.builder.emit(relax.If(condition, branch, closed), var.name)
-    convolution = Convolution(replace(convolution.spec, pools=emitter.pooling(var) is not None))
+    if spec.in_place:
+        emitter.write_over(var, composite.arguments["residual"])
     return emitter.compute(var, convolution.kernel, name, arguments)
+
+
+def _in_place(emitter: KernelEmitter, var: Var, composite: CompositeCall, spec: Conv2d) -> bool:
+    """Whether closed channels can stay what they are in the residual, and the others replace it.
+
+    Nobody may read the residual any more, and the activation must leave it as it is.
+    """
+    plan, residual = emitter.plan, composite.arguments.get("residual")
+    if spec.visit != "blocks" or not plan.is_last_user(var, residual):
+        return False
+    if composite.arguments["x"].same_as(residual):
+        return False
+    if plan.pooling(residual) is not None and emitter.pooling(residual) is None:
+        return False
+    producer = plan.composites[residual]
+    activated = spec.after is None or producer.epilogue[-1:] == composite.epilogue[-1:]
+    pooled = emitter.pooling(var) is None or emitter.pooling(residual) is not None
+    return activated and pooled and plan.feature_map(residual) == spec.y
 
 
 def can_pool(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> bool:
@@ -121,7 +143,10 @@ def _epilogue_arguments(
         arguments.append(relax.const(pack_channels(bias, spec.y)))
     if spec.scale:
         arguments.append(emitter.plain(given["scale"]))
-    return arguments + _residual(emitter, composite)
+    if not spec.in_place:
+        return arguments + _residual(emitter, composite)
+    pool = emitter.plan.pooling(given["residual"])
+    return [*arguments, emitter.blocked(pool)] if spec.pools else arguments
 
 
 def _residual(emitter: KernelEmitter, composite: CompositeCall) -> list[Expr]:

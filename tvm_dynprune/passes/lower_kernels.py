@@ -152,11 +152,16 @@ class KernelEmitter:
             results.append(pooling)
         out = [tensor(self.plan.feature_map(result)) for result in results]
         out = out[0] if len(out) == 1 else out
-        whole = [self._blocked[result] for result in results if result in self._blocked]
-        if not whole:
+        given = [result for result in results if result in self._blocked]
+        if not given:
             return relax.call_tir(global_var, arguments, out)
-        places = [len(arguments) + i for i in range(len(whole))]
-        return relax.call_tir_inplace(global_var, [*arguments, *whole], places, out)
+        places = [len(arguments) + given.index(r) if r in given else -1 for r in results]
+        arguments = [*arguments, *(self._blocked[result] for result in given)]
+        return relax.call_tir_inplace(global_var, arguments, places, out)
+
+    def write_over(self, var: Var, residual: Var) -> None:
+        """Let what computes `var` write over `residual`."""
+        self._blocked[var] = self._blocked[residual]
 
     def pooling(self, var: Var) -> Var | None:
         """The global average pooling that is a second result of what computes `var`."""
