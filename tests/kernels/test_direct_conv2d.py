@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import tvm
 
 from tests.kernels.util import (
     assert_close,
@@ -20,7 +21,8 @@ from tests.kernels.util import (
     unwritten_pool,
 )
 from tvm_dynprune.kernels.activation import Activation
-from tvm_dynprune.kernels.conv2d import Conv2d, conv2d_closed, pack_channels
+from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
+from tvm_dynprune.kernels.conv2d_builder import conv2d_closed
 from tvm_dynprune.kernels.direct_conv2d import direct_conv2d, pack_direct_weight
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.pooling import means_of
@@ -218,9 +220,10 @@ def test_kernel_sizes_and_paddings(kernel, pad):
 @pytest.mark.parametrize(("residual", "fill"), [(False, False), (False, True), (True, True)])
 @pytest.mark.parametrize("size", [(9, 14), (2, 2)])  # of several parts, and of several vectors
 @pytest.mark.parametrize("batch", [1, 2])
-def test_pooling_on_the_way(visit, residual, fill, size, batch):
+@pytest.mark.parametrize("registers", [16, 32])
+def test_pooling_on_the_way(visit, residual, fill, size, batch, registers):
     case = Case(c_out=40, size=size, batch=batch, visit=visit, residual=residual, fill=fill)
-    check(replace(case, scale=True, after=RELU, pools=True))
+    check(replace(case, scale=True, after=RELU, pools=True, registers=registers))
 
 
 @pytest.mark.parametrize("pools", [False, True])
@@ -249,8 +252,13 @@ def test_channel_counts_that_are_no_multiple_of_the_lanes(c_in, c_out, visit):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (2, 4), (3, 3), (1, 17), (17, 30)])
-def test_planes_from_one_pixel_to_several_tiles(size):
-    check(Case(size=size, visit="blocks", open_in=True))
+@pytest.mark.parametrize("visit", ["all", "blocks"])
+@pytest.mark.parametrize("c_out", [16, 40])
+def test_pairs_of_blocks_and_single_ones(size, visit, c_out):
+    for registers in (16, 32):
+        case = Case(c_out=c_out, size=size, visit=visit, open_in=True, registers=registers)
+        assert case.spec.pairs == (registers == 16)
+        check(case)
 
 
 @pytest.mark.parametrize(
@@ -400,3 +408,11 @@ def test_packed_weights_hold_each_weight_once_and_zeros():
         assert packed.size == 16 * 5 * 9
         assert sorted(packed[packed != 0]) == sorted(weight.reshape(-1))
     np.testing.assert_array_equal(pack_channels(np.arange(11), case.spec.y)[11:], np.zeros(5))
+
+
+@pytest.mark.parametrize("unit_in", [1, 8])
+def test_gathering_compiles_without_avx512(unit_in):
+    spec = Case(visit="gather", open_in=True, unit_in=unit_in).spec
+    kernel = direct_conv2d(spec).with_attr("global_symbol", "main")
+    target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
+    assert tvm.compile(tvm.IRModule({"main": kernel}), target=target)

@@ -118,8 +118,9 @@ def test_sizes(m: int, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(33, 40), (30, 71), (36, 31)])
 @pytest.mark.parametrize("sides", ["dense", "both"])
-def test_planes_of_several_strips(size: tuple[int, int], sides: str) -> None:
-    spec = convolution(size, open_in=sides == "both")
+@pytest.mark.parametrize("registers", [16, 32])
+def test_planes_of_several_strips(size: tuple[int, int], sides: str, registers: int) -> None:
+    spec = convolution(size, open_in=sides == "both", registers=registers)
     check(replace(spec, visit="blocks" if sides == "both" else "all"), 4, "mixed")
 
 
@@ -142,7 +143,9 @@ def test_input_of_one_block_is_transformed_strip_by_strip(
 @pytest.mark.parametrize("visit", ["all", "blocks"])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_pooling_on_the_way(m, size, visit, batch) -> None:
-    check(convolution(size, batch=batch, visit=visit, pools=True), m, "mixed")
+    for registers in (16, 32):
+        spec = convolution(size, batch=batch, visit=visit, pools=True, registers=registers)
+        check(spec, m, "mixed")
 
 
 @pytest.mark.parametrize("m", [2, 4])
@@ -169,8 +172,9 @@ def test_padding_and_a_halo_that_others_need(m: int, pad: int, halo: int) -> Non
 @pytest.mark.parametrize("kind", ["open", "closed", "mixed"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("sides", ["in", "out", "both"])
-def test_open_sets(m: int, kind: str, batch: int, sides: str) -> None:
-    spec = convolution(batch=batch, channels=(24, 32), open_in=sides != "out")
+@pytest.mark.parametrize("registers", [16, 32])
+def test_open_sets(m: int, kind: str, batch: int, sides: str, registers: int) -> None:
+    spec = convolution(batch=batch, channels=(24, 40), open_in=sides != "out", registers=registers)
     check(replace(spec, visit="all" if sides == "in" else "blocks"), m, kind)
 
 

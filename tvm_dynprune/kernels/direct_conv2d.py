@@ -15,7 +15,8 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvm_dynprune.kernels.conv2d import LINE, Conv2d, Conv2dBuilder, ask_for, repeated_lanes
+from tvm_dynprune.kernels.conv2d import Conv2d
+from tvm_dynprune.kernels.conv2d_builder import LINE, Conv2dBuilder, ask_for, repeated_lanes
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVector
 from tvm_dynprune.kernels.reduction import Step
@@ -99,7 +100,7 @@ class _Builder(Conv2dBuilder):
             super().sample(n)
 
     @property
-    def _vectors(self) -> int:
+    def vectors(self) -> int:
         """Output blocks that are computed together: few pixels alone leave registers idle."""
         spec = self.spec
         if spec.visit not in ("all", "blocks"):
@@ -107,40 +108,23 @@ class _Builder(Conv2dBuilder):
         pixels = spec.y.height * spec.y.width
         weights = spec.x.lanes if self._by_vector else 1
         most = (spec.registers - SPARE_REGISTERS) // (pixels + weights)
-        return max(1, min(most, _MOST_VECTORS, spec.y.blocks))
-
-    def blocks(self, n) -> None:
-        """Several blocks at a time, then the rest."""
-        vectors, count = self._vectors, self.block_count(n)
-        if vectors == 1:
-            super().blocks(n)
-            return
-        whole = count // vectors if isinstance(count, int) else tirx.floordiv(count, vectors)
-        with T.parallel(0, whole) as i:
-            self._blocks(n, [self.block_at(n, i * vectors + k) for k in range(vectors)], Part())
-        if not isinstance(count, int):
-            with T.parallel(whole * vectors, count) as position:
-                self._blocks(n, [self.block_at(n, position)], Part())
-        elif count % vectors:
-            self._blocks(n, list(range(whole * vectors, count)), Part())
+        return max(2 if spec.pairs else 1, min(most, _MOST_VECTORS, spec.y.blocks))
 
     @property
     def parts(self) -> int:
         rows = sum(tile.row_count for tile in self._tiles)
-        few = self.spec.y.blocks <= _FEW_BLOCKS and self._vectors == 1
+        usual = 2 if self.spec.pairs else 1
+        few = self.spec.y.blocks <= _FEW_BLOCKS * usual and self.vectors == usual
         return min(_MOST_PARTS, rows) if few else 1
 
     @property
     def _tiles(self) -> list[Tile]:
         y = self.spec.y
-        rule = tile_size(y.height, y.width, self.spec.tile_registers)
+        rule = tile_size(y.height, y.width, self.spec.sums)
         return tiles(y.height, y.width, self.spec.schedule.tile or rule)
 
-    def block(self, n, block, following, part: Part) -> None:
-        self._blocks(n, [block], part)
-
-    def _blocks(self, n, blocks: list, part: Part) -> None:
-        """Emit some vectors of output channels, a part of the pixels."""
+    def some_blocks(self, n, blocks: list, following: list, part: Part) -> None:
+        del following  # direct kernels prefetch within a block
         spec = self.spec
 
         def weight(step: Step, k: int, v):

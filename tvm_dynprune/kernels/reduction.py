@@ -53,7 +53,9 @@ class Reduction:
     """The loops over input channels and window of one convolution.
 
     `unit` is how many neighbouring input channels open together where they are `listed`. Addresses
-    that come from a list are `wide` where an instruction adds a constant to 64 bits only.
+    that come from a list are `wide` where an instruction adds a constant to 64 bits only. It
+    `unrolls` the channels of a block where LLVM, left to do it, would unroll the window with them
+    and keep what it loaded for other pixels, for which there are no registers.
     """
 
     x: FeatureMap
@@ -62,6 +64,7 @@ class Reduction:
     listed: bool
     unit: int
     wide: bool = False
+    unrolls: bool = False
 
     @property
     def order(self) -> str:
@@ -146,6 +149,7 @@ class Reduction:
         the first lane of each block only.
         """
         kh, kw = self.kernel
+        lanes = T.unroll if self.unrolls else T.serial
         if self.order == "blocks":
             with self._open(n, items, count) as (at, block, later):
                 if not self._rows:
@@ -156,7 +160,7 @@ class Reduction:
                     with T.serial(0, kw) as j:
                         if prefetch is not None:
                             prefetch((later, i, j))
-                        with T.serial(0, 1 if by_vector else self.block_channels) as lane:
+                        with lanes(0, 1 if by_vector else self.block_channels) as lane:
                             index = at * self.x.lanes + lane
                             yield Step(block, lane, i, j, index, (block, i, j, lane))
         elif self.order == "window_outer":

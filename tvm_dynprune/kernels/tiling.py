@@ -28,13 +28,12 @@ class Tile:
         return [(i, j) for i in range(self.height) for j in range(self.width)]
 
 
-def tile_size(height: int, width: int, registers: int) -> tuple[int, int]:
+def tile_size(height: int, width: int, most: int) -> tuple[int, int]:
     """Height and width of tiles that keep the registers busy.
 
-    Rows of up to ``registers - 4`` accumulators, as equal as can be; narrow planes take several
-    rows at a time.
+    Rows of up to `most` accumulators, as equal as can be; narrow planes take several rows at a
+    time.
     """
-    most = max(1, registers - SPARE_REGISTERS)
     tile_width = -(-width // -(-width // most))
     most_rows = max(1, most // tile_width) if tile_width == width else 1
     return -(-height // -(-height // most_rows)), tile_width
@@ -92,6 +91,9 @@ class Part:
 @contextmanager
 def parallel(count, parts: int) -> Iterator[tuple[tirx.Var, Part]]:
     """Walk range(count) and the parts of each in parallel."""
+    if isinstance(count, int) and count == parts == 1:
+        yield 0, Part()
+        return
     with T.parallel(0, count * parts) as i:
         if parts == 1:
             yield i, Part()

@@ -18,7 +18,7 @@ from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
 from tvm_dynprune.kernels.pooling import Pooling
 from tvm_dynprune.kernels.registers import registers
-from tvm_dynprune.kernels.tiling import Tile, tile_size, tiles
+from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Tile, tile_size, tiles
 
 _LOWEST = float(np.finfo("float32").min)
 
@@ -130,7 +130,7 @@ class _Builder:
     def _plane(self, n, block) -> None:
         for rows, columns in product(self._regions(0), self._regions(1)):
             clamps = (rows.clamps, columns.clamps)
-            size = tile_size(rows.size, columns.size, self.spec.registers)
+            size = tile_size(rows.size, columns.size, self.spec.registers - SPARE_REGISTERS)
             for tile in tiles(rows.size, columns.size, size):
                 with T.grid(tile.row_count, tile.column_count) as (i, j):
                     row = rows.start + tile.row + i * tile.height

@@ -122,8 +122,8 @@ class Winograd:
 
     @property
     def sums(self) -> int:
-        """Accumulators that stay in registers, at most."""
-        return self.conv.schedule.sums or max(1, self.conv.tile_registers - SPARE_REGISTERS)
+        """Accumulators of one vector of output channels that stay in registers, at most."""
+        return self.conv.schedule.sums or self.conv.sums
 
     @property
     def packs_transformed(self) -> bool:

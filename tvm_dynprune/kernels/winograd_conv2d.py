@@ -56,6 +56,11 @@ class _Builder(WinogradProducts):
         few = self.spec.y.blocks <= _FEW_BLOCKS and self.winograd.packs_transformed
         return min(_MOST_PARTS, strips) if few else 1
 
+    @property
+    def vectors(self) -> int:
+        pairs = self.spec.pairs and not self.winograd.transforms_in_registers
+        return 2 if pairs and not self.winograd.fuses_input else 1
+
     def blocks(self, n) -> None:
         spec = self.winograd
         if not spec.fuses_input:
@@ -71,59 +76,69 @@ class _Builder(WinogradProducts):
                 with T.serial(0, self.block_count(n)) as position:
                     block = self.block_at(n, position)
                     with self.summed([block], Part(number + i, self.parts)):
-                        self._strip(n, (block, block), strip, row, u)
+                        self._strip(n, [block], [block], strip, row, u)
             number += count
         with T.parallel(0, self.block_count(n)) as position:
             zero_halo(self.y, self.spec.y, n, self.block_at(n, position))
 
-    def block(self, n, block, following, part: Part) -> None:
-        with self.summed([block], part):
+    def some_blocks(self, n, blocks: list, following: list, part: Part) -> None:
+        with self.summed(blocks, part):
             for k, (strip, count) in enumerate(_strips(self.winograd)):
                 with part.share(count, k) as i:
-                    self._strip(n, (block, following), strip, strip.row + i * strip.rows)
+                    self._strip(n, blocks, following, strip, strip.row + i * strip.rows)
         with part.first():
-            zero_halo(self.y, self.spec.y, n, block)
+            for block in blocks:
+                zero_halo(self.y, self.spec.y, n, block)
 
     def gathered(self, n, vector: GatheredVector) -> None:
         bias = self.gathered_bias(vector) if self.spec.bias else None
         for strip, count in _strips(self.winograd):
             with T.serial(0, count) as i:
                 block = Gathered(vector, bias)
-                self._strip(n, (block, block), strip, strip.row + i * strip.rows)
+                self._strip(n, [block], [block], strip, strip.row + i * strip.rows)
 
-    def _strip(self, n, blocks: tuple, strip: _Strip, row, u: Buffer | None = None) -> None:
-        """A strip, whose first row of tiles is given, of a block; and the block after it.
+    def _strip(
+        self, n, blocks: list, following: list, strip: _Strip, row, u: Buffer | None = None
+    ) -> None:
+        """A strip, whose first row of tiles is given, of some blocks; and the blocks after them.
 
         `u` holds the strip's tiles only.
         """
         spec = self.winograd
         tiles = strip.rows * spec.columns
-        buffer = T.alloc_buffer((spec.points, tiles, self.lanes), "float32")
+        shape = (spec.points, tiles, self.lanes)
+        buffers = [T.alloc_buffer(shape, "float32") for _ in blocks]
         first = row * spec.columns if u is None else 0
-        products = Products(buffer, self.u if u is None else u, n, *blocks, first, tiles)
+        u = self.u if u is None else u
+        products = Products(buffers, u, n, blocks, following, first, tiles)
         self.multiply(products)
-        self._transform_back(products, strip, row)
+        for number in range(len(blocks)):
+            self._transform_back(products, number, strip, row)
 
-    def _transform_back(self, products: Products, strip: _Strip, first) -> None:
-        """A^T products A of every tile of a strip whose first row of tiles is given; epilogue."""
+    def _transform_back(self, products: Products, number: int, strip: _Strip, first) -> None:
+        """A^T products A of every tile of a strip whose first row of tiles is given; epilogue.
+
+        Of the vector of that number.
+        """
         spec, m = self.winograd, self.winograd.m
         for row, height, row_count in cut(strip.height, m):
             for column, width, column_count in cut(self.spec.y.width, m):
                 with T.grid(row_count, column_count) as (i, j):
                     tile = (row // m + i) * spec.columns + column // m + j
                     at = (first * m + row + i * m, column + j * m)
-                    self._tile_back(products, tile, at, (height, width))
+                    self._tile_back(products, number, tile, at, (height, width))
 
-    def _tile_back(self, products: Products, tile, at: tuple, size: tuple[int, int]) -> None:
+    def _tile_back(self, products: Products, number: int, tile, at: tuple, size: tuple) -> None:
         m, points = self.winograd.m, self.winograd.side
+        block, buffer = products.blocks[number], products.buffers[number]
         e = registers(m, points, lanes=self.lanes)
         with T.vectorized(0, self.lanes) as v:
             for c in range(points):
-                column = [products.buffer[r * points + c, tile, v] for r in range(points)]
+                column = [buffer[r * points + c, tile, v] for r in range(points)]
                 for r, value in enumerate(output_transform(column, m)):
                     T.buffer_store(e[r, c], value, [v])
-        if isinstance(products.block, Gathered):
-            self._scatter(products, products.block, e, at, size)
+        if isinstance(block, Gathered):
+            self._scatter(products, block, e, at, size)
             return
         with T.vectorized(0, self.lanes) as v:
             for r in range(size[0]):
@@ -131,8 +146,8 @@ class _Builder(WinogradProducts):
                 for c in range(size[1]):
                     value = values[c]
                     if self.spec.bias:
-                        value = value + self.bias[products.block * self.lanes + v]
-                    self.store(value, products.n, products.block, at[0] + r, at[1] + c, v)
+                        value = value + self.bias[block * self.lanes + v]
+                    self.store(value, products.n, block, at[0] + r, at[1] + c, v, number)
 
     def _scatter(
         self, products: Products, gathered: Gathered, e: np.ndarray, at: tuple, size: tuple

@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import Buffer
 
-from tvm_dynprune.kernels.conv2d import LINE, Conv2dBuilder, ask_for, repeated_lanes
+from tvm_dynprune.kernels.conv2d_builder import LINE, Conv2dBuilder, ask_for, repeated_lanes
 from tvm_dynprune.kernels.gather import GatheredVector
 from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import cut_evenly
@@ -36,13 +36,13 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Products:
-    """Those of one vector of output channels for some of the tiles."""
+    """Those of some vectors of output channels for some of the tiles."""
 
-    buffer: Buffer  # points, tiles, lanes
+    buffers: list[Buffer]  # of each vector: points, tiles, lanes
     u: Buffer
     n: tirx.Var
-    block: Any  # or Gathered
-    following: Any  # the block after it, or the same
+    blocks: list  # or Gathered
+    following: list  # the blocks after them, or the last ones
     tile: Any  # the first one in u
     tiles: int
 
@@ -57,7 +57,7 @@ class _Channel(NamedTuple):
 
 @dataclass(frozen=True)
 class _Sum:
-    """products[p, t, :] = sum over open input channels c of u[p, t, c] * weight(p, c, :).
+    """products[p, t, :] = sum over open input channels c of u[p, t, c] * weight(k, p, c, :).
 
     Over `count` items of the list from position `first` on. What is in `products` is added to, but
     for the first of the `chunks` of a list; None stands for the only one.
@@ -90,8 +90,8 @@ class WinogradProducts(Conv2dBuilder):
             self._multiply_by_chunks(products)
             return
 
-        def weight(point, channel: _Channel, v):
-            return self.weight[products.block, point, channel.block, channel.lane, v]
+        def weight(k: int, point, channel: _Channel, v):
+            return self.weight[products.blocks[k], point, channel.block, channel.lane, v]
 
         self._multiply(_Sum(products, 0, self._items(products.n)), weight)
 
@@ -125,7 +125,7 @@ class WinogradProducts(Conv2dBuilder):
         if not self.spec.open_in:
             return position
         item = self.list_in[n, position]
-        return T.cast(item, "int64") if self.spec.by_lane else item
+        return T.cast(item, "int64") if self.spec.wide else item
 
     def _multiply_by_chunks(self, products: Products) -> None:
         """Transform the weights of a few open input channels at a time, and add their products."""
@@ -152,8 +152,9 @@ class WinogradProducts(Conv2dBuilder):
                     self._tile_row(total, row, start + piece * size, size, later)
 
     def _tile_row(self, total: _Sum, row: int, tile, size: int, later) -> None:
-        """A row of points of `size` tiles, in registers."""
+        """A row of points of `size` tiles of one vector, in registers."""
         products, side = total.products, self.winograd.side
+        (block,) = products.blocks
         acc = registers(side, size, lanes=self.lanes)
         e = registers(3, lanes=self.lanes)
         self._start(acc)
@@ -161,7 +162,7 @@ class WinogradProducts(Conv2dBuilder):
             self._prefetch(products, channel, later, row, side)
             with T.vectorized(0, self.lanes) as v:
                 for j in range(3):
-                    column = [self._weight(products.block, channel, i, j, v) for i in range(3)]
+                    column = [self._weight(block, channel, i, j, v) for i in range(3)]
                     T.buffer_store(e[j], self._transform(column)[row], [v])
             for q, t in np.ndindex(side, size):
                 place = self._place(products, row * side + q, channel.block, tile + t)
@@ -170,7 +171,7 @@ class WinogradProducts(Conv2dBuilder):
                     weight = self._transform([one[v] for one in e])[q]
                     T.buffer_store(acc[q, t], acc[q, t][v] + u * weight, [v])
         places = [(row * side + q, tile + t) for q in range(side) for t in range(size)]
-        self._finish(total, list(acc.flat), places)
+        self._finish(total, acc.reshape(1, -1), places)
 
     def _transform(self, g: list) -> list:
         return weight_transform(g, self.winograd.m, twice_by_addition)
@@ -191,40 +192,43 @@ class WinogradProducts(Conv2dBuilder):
         past = position >= items
         position = tirx.Select(past, position - items, position)
         item = self._item(n, tirx.max(tirx.min(position, items - 1), 0))
-        block = tirx.Select(past, products.following, products.block)
         start = (step * channels + tirx.floormod(channel.index, channels)) * share
         inner = [0] * (len(self.winograd.weight_shape) - 3)
-        for line in range(share):
-            ask_for(self.weight, (block, item, *inner, (start + line) * LINE))
+        for block, following in zip(products.blocks, products.following, strict=True):
+            of = tirx.Select(past, following, block)
+            for line in range(share):
+                ask_for(self.weight, (of, item, *inner, (start + line) * LINE))
 
     def _transform_and_multiply(self, total: _Sum, later) -> None:
         """The same through memory, for many tiles."""
         products, n = total.products, total.products.n
         row = self._at_once + 1  # one more: see `Winograd.transformed_shape`
-        transformed = T.alloc_buffer((self.winograd.points * row, self.lanes), "float32")
+        shape = (self.winograd.points * row, self.lanes)
+        transformed = [T.alloc_buffer(shape, "float32") for _ in products.blocks]
         raw = self._gather_weight(total)
         with self._channels(n, total.first, total.count) as channel:
-
-            def given(i: int, j: int, v):
-                if raw is None:
-                    return self._weight(products.block, channel, i, j, v)
-                return raw[channel.index * 9 + i * 3 + j, v]
-
             if raw is None and self.winograd.tiles <= _FEW_TILES:
                 self._prefetch(products, channel, later)
-            self._transform_weight(transformed, row, channel, given)
+            for block, buffer in zip(products.blocks, transformed, strict=True):
 
-        def weight(point, channel: _Channel, v):
-            return transformed[point * row + channel.index, v]
+                def given(i: int, j: int, v, block=block):
+                    if raw is None:
+                        return self._weight(block, channel, i, j, v)
+                    return raw[channel.index * 9 + i * 3 + j, v]
+
+                self._transform_weight(buffer, row, channel, given)
+
+        def weight(k: int, point, channel: _Channel, v):
+            return transformed[k][point * row + channel.index, v]
 
         self._multiply(total, weight)
 
     def _gather_weight(self, total: _Sum) -> Buffer | None:
         """The weights of a few open input channels for a gathered vector, 9 rows each."""
-        products = total.products
-        if not isinstance(products.block, Gathered):
+        products, first = total.products, total.products.blocks[0]
+        if not isinstance(first, Gathered):
             return None
-        vector = products.block.vector
+        vector = first.vector
         raw = vector.row_buffer(9 * self._at_once)
         with (
             vector.gather() as (block, copy),
@@ -276,7 +280,7 @@ class WinogradProducts(Conv2dBuilder):
     def _tile(self, total: _Sum, weight: Callable[..., Any], places: list[tuple]) -> None:
         """Some points of some tiles, in registers."""
         products = total.products
-        acc = registers(len(places), lanes=self.lanes)
+        acc = registers(len(products.blocks), len(places), lanes=self.lanes)
         self._start(acc)
         by_vector = self.spec.by_lane and not self.winograd.by_channel
         channels = self._channels(products.n, total.first, total.count, by_vector=by_vector)
@@ -285,11 +289,13 @@ class WinogradProducts(Conv2dBuilder):
             if by_vector:
                 self._add_by_lane(products.u, weight, acc, places, at, channel)
                 at = []
-            for one, (p, _), where in zip(acc, places, at, strict=False):
-                with T.vectorized(0, self.lanes) as v:
-                    product = products.u[(*where, channel.lane)] * weight(p, channel, v)
-                    T.buffer_store(one, one[v] + product, [v])
-        self._finish(total, list(acc), places)
+            for t, where in enumerate(at):
+                for k, one in enumerate(acc[:, t]):
+                    with T.vectorized(0, self.lanes) as v:
+                        u = products.u[(*where, channel.lane)]
+                        product = u * weight(k, places[t][0], channel, v)
+                        T.buffer_store(one, one[v] + product, [v])
+        self._finish(total, acc, places)
 
     def _place(self, products: Products, point, block, tile) -> tuple:
         """Where in u a point of a tile of a block is."""
@@ -301,17 +307,17 @@ class WinogradProducts(Conv2dBuilder):
             with T.vectorized(0, self.lanes) as v:
                 T.buffer_store(one, T.float32(0), [v])
 
-    def _finish(self, total: _Sum, acc: list, places: list[tuple]) -> None:
-        """Write the sums of points and tiles, with those of the chunks before."""
-        buffer = total.products.buffer
+    def _finish(self, total: _Sum, acc: np.ndarray, places: list[tuple]) -> None:
+        """Write the sums of vectors, and points and tiles, with those of the chunks before."""
+        buffers = total.products.buffers
         if total.chunk is not None:
             with T.If(total.chunk > 0), T.Then():
-                for one, (p, t) in zip(acc, places, strict=True):
+                for (k, i), one in np.ndenumerate(acc):
                     with T.vectorized(0, self.lanes) as v:
-                        T.buffer_store(one, one[v] + buffer[p, t, v], [v])
-        for one, (p, t) in zip(acc, places, strict=True):
+                        T.buffer_store(one, one[v] + buffers[k][(*places[i], v)], [v])
+        for (k, i), one in np.ndenumerate(acc):
             with T.vectorized(0, self.lanes) as v:
-                T.buffer_store(buffer, one[v], [p, t, v])
+                T.buffer_store(buffers[k], one[v], [*places[i], v])
 
     def _add_by_lane(self, u: Buffer, weight: Callable, acc, places, at, channel: _Channel) -> None:
         """Multiply all channels of a block: sums in turns, so that none waits for itself."""
@@ -321,5 +327,5 @@ class WinogradProducts(Conv2dBuilder):
             inputs = [repeated_lanes(u, where, lanes) for where in at[some]]
             for lane in range(lanes):
                 one = _Channel(channel.index + lane, channel.block, lane)
-                for to, (p, _), one_u in zip(acc[some], places[some], inputs, strict=True):
-                    T.buffer_store(to, to[v] + one_u[lane] * weight(p, one, v), [v])
+                for to, (p, _), one_u in zip(acc[0, some], places[some], inputs, strict=True):
+                    T.buffer_store(to, to[v] + one_u[lane] * weight(0, p, one, v), [v])

@@ -33,7 +33,8 @@ from tvm.ir import Expr
 from tvm.relax import Var, op
 
 from tvm_dynprune.kernels.any_open import any_open
-from tvm_dynprune.kernels.conv2d import Conv2d, conv2d_closed, pack_channels
+from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
+from tvm_dynprune.kernels.conv2d_builder import conv2d_closed
 from tvm_dynprune.kernels.convolution import Convolution
 from tvm_dynprune.kernels.space_to_depth import (
     conv2d_over_squares,

@@ -11,7 +11,7 @@ from tvm.s_tir import meta_schedule as ms
 
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.schedule import Schedule
-from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, cut, cut_evenly
+from tvm_dynprune.kernels.tiling import cut, cut_evenly
 from tvm_dynprune.kernels.winograd import Winograd
 from tvm_dynprune.tune.space import schedule_of, task_of
 from tvm_dynprune.tune.task import TuningTask
@@ -56,7 +56,7 @@ def _direct(spec: Conv2d, schedule: Schedule) -> list[float]:
     rows, columns = cut(spec.y.height, tile[0]), cut(spec.y.width, tile[1])
     steps = sum(count for *_, count in rows) * sum(count for *_, count in columns)
     pixels = spec.y.height * spec.y.width
-    spill = max(0, tile[0] * tile[1] - spec.tile_registers + SPARE_REGISTERS)
+    spill = max(0, tile[0] * tile[1] - spec.sums)
     return [tile[0] * tile[1], tile[0], tile[1], log2(steps), pixels / steps, spill, 0.0, 0.0]
 
 
@@ -67,7 +67,7 @@ def _winograd(spec: Conv2d, schedule: Schedule) -> list[float]:
     tiles = rows * plane.columns
     sums = schedule.sums or 1
     steps = sum(count for *_, count in cut_evenly(tiles, sums))
-    spill = max(0, sums - spec.tile_registers + SPARE_REGISTERS)
+    spill = max(0, sums - spec.sums)
     transformed = float(plane.packs_transformed)
     at_once = float(schedule.channels_at_once)
     return [sums, rows, tiles, log2(steps), tiles / steps, spill, at_once, transformed]

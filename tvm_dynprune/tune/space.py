@@ -21,7 +21,7 @@ from tvm_dynprune.errors import LogError
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.direct_conv2d import prefetches
 from tvm_dynprune.kernels.schedule import Schedule
-from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, cut, cut_evenly, tile_size
+from tvm_dynprune.kernels.tiling import cut, cut_evenly, tile_size
 from tvm_dynprune.kernels.winograd import Winograd, pieces
 from tvm_dynprune.kernels.workload import workload_of
 from tvm_dynprune.tune.task import TuningTask
@@ -64,7 +64,7 @@ def _direct_spaces(spec: Conv2d) -> list[Space]:
 def _tile_sizes(spec: Conv2d) -> list[tuple[int, int]]:
     """The rule's own size and those that promise most: many accumulators, few left-over pixels."""
     height, width = spec.y.height, spec.y.width
-    most = max(1, spec.tile_registers - SPARE_REGISTERS + 2)
+    most = spec.sums + 2
     sizes = [
         (h, w) for h in range(1, min(height, most) + 1) for w in range(1, min(width, most // h) + 1)
     ]
@@ -73,7 +73,7 @@ def _tile_sizes(spec: Conv2d) -> list[tuple[int, int]]:
         rows, columns = cut(height, size[0]), cut(width, size[1])
         return sum(n * m * (h * w + _STEP_COST) for _, h, n in rows for _, w, m in columns)
 
-    rule = tile_size(height, width, spec.tile_registers)
+    rule = tile_size(height, width, spec.sums)
     return [rule, *[size for size in sorted(sizes, key=steps) if size != rule][: _MOST_TILES - 1]]
 
 
@@ -88,7 +88,7 @@ def _winograd_spaces(spec: Conv2d, m: int) -> list[Space]:
 
 
 def _winograd_space(plane: Winograd, quick: bool) -> Space:
-    most = max(1, plane.conv.tile_registers - SPARE_REGISTERS)
+    most = plane.conv.sums
     strips = {}  # how rows are cut → strip_tiles
     for tiles in (128, 32, 16, 64):
         strips[str(cut_evenly(plane.rows, max(1, tiles // plane.columns)))] = tiles
@@ -147,8 +147,8 @@ def candidate_of(task: TuningTask, schedule: Schedule) -> TvmSchedule:
         It is in no space of the task's.
     """
     spec, chosen = task.spec, asdict(schedule)
-    chosen["tile"] = schedule.tile or tile_size(spec.y.height, spec.y.width, spec.tile_registers)
-    chosen["sums"] = schedule.sums or max(1, spec.tile_registers - SPARE_REGISTERS)
+    chosen["tile"] = schedule.tile or tile_size(spec.y.height, spec.y.width, spec.sums)
+    chosen["sums"] = schedule.sums or spec.sums
     spaces = schedule_spaces(spec)
     same = [space for space in spaces if space["algorithm"] == [schedule.algorithm]]
     if not any(True in space.get("quick_weights", ()) for space in same):

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the convolution kernels share: parameters, the visit of output channels, and the epilogue.
+
+`direct_conv2d` and `winograd_conv2d` differ in how they compute a vector of output channels.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder, tirx as T
+from tvm.tirx import Buffer
+
+from tvm_dynprune.kernels.conv2d import Conv2d
+from tvm_dynprune.kernels.feature_map import zero_halo
+from tvm_dynprune.kernels.gather import GatheredVector
+from tvm_dynprune.kernels.pooling import Pooling, means_of
+from tvm_dynprune.kernels.tiling import Part, parallel
+
+LINE = 16  # floats of a cache line
+
+
+def ask_for(buffer: Buffer, at: tuple) -> None:
+    """Prefetch the cache line of an element into the second level, where there is room to wait."""
+    address = T.address_of(buffer[at])
+    T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))
+
+
+def repeated_lanes(buffer: Buffer, at: tuple, lanes: int) -> list:
+    """Each of `lanes` elements from `at` on as a vector of itself; all are one load."""
+    vector = buffer[(*at, T.Ramp(0, 1, lanes))]
+    return [tirx.Shuffle([vector], [lane] * lanes) for lane in range(lanes)]
+
+
+def conv2d_closed(spec: Conv2d) -> tirx.PrimFunc:
+    """Build the kernel of what `y` holds where everything is closed: [residual], y."""
+    y = spec.y
+    with IRBuilder() as ir:
+        with T.prim_func():
+            T.func_attr({"tirx.noalias": True})
+            builder = Conv2dBuilder(spec)
+            if spec.residual is not None:
+                builder.residual = spec.residual.argument("residual")
+            builder.y = y.part_of(y.argument("y"))
+            with T.serial(0, y.batch) as n, T.parallel(0, y.blocks) as block:
+                builder.fill_block(n, block)
+    return ir.get()
+
+
+class Conv2dBuilder:
+    """The parts of a convolution kernel that do not depend on how it convolves.
+
+    The kernel's parameters, in order, those in brackets as the spec says: input, weight, [bias
+    (blocks * lanes,)], [scale (N, C_out, 1, 1)], [residual; its pool, if `in_place` and `pools`],
+    [list_in (N, C_in or blocks) int32, count_in (N,) int32], [list_out (N, blocks or C_out) int32,
+    count_out (N,) int32], y, [group int64], [pool (N, blocks, 1, 1, lanes)]. The lists are those of
+    `open_list`.
+    """
+
+    def __init__(self, spec: Conv2d) -> None:
+        self.spec = spec
+        self.lanes = spec.y.lanes
+
+    def build(self) -> tirx.PrimFunc:
+        """Build the kernel."""
+        with IRBuilder() as builder:
+            with T.prim_func():
+                T.func_attr({"tirx.noalias": True})
+                self.declare_input()
+                self._declare()
+                with T.serial(0, self.spec.y.batch) as n:
+                    self.sample(n)
+        return builder.get()
+
+    def declare_input(self) -> None:
+        """Declare the parameters input and weight."""
+        raise NotImplementedError
+
+    @property
+    def parts(self) -> int:
+        """Parts of a plane that threads can compute apart."""
+        return 1
+
+    @property
+    def vectors(self) -> int:
+        """Output blocks that are computed together."""
+        return 1
+
+    def some_blocks(self, n, blocks: list, following: list, part: Part) -> None:
+        """Emit some vectors of neighbouring output channels, a part of the pixels.
+
+        `following` are the blocks that are next, or the last ones if there are none.
+        """
+        raise NotImplementedError
+
+    def gathered(self, n, vector: GatheredVector) -> None:
+        """Emit one vector of output channels that a list names."""
+        raise NotImplementedError
+
+    def _declare(self) -> None:
+        spec, y = self.spec, self.spec.y
+        if spec.bias:
+            self.bias = T.arg("bias", T.buffer((y.blocks * self.lanes,), "float32"))
+        if spec.scale:
+            self.scale = T.arg("scale", T.buffer((y.batch, y.channels, 1, 1), "float32"))
+        if spec.residual is not None and not spec.in_place:
+            self.residual = spec.residual.argument("residual")
+        if spec.pools and spec.in_place:
+            self.residual_pool = means_of(y).argument("residual_pool")
+        if spec.open_in:
+            length = spec.reduction.list_length
+            self.list_in = T.arg("list_in", T.buffer((y.batch, length), "int32"))
+            self.count_in = T.arg("count_in", T.buffer((y.batch,), "int32"))
+        if spec.visit in ("blocks", "gather"):
+            length = y.blocks if spec.visit == "blocks" else y.channels
+            self.list_out = T.arg("list_out", T.buffer((y.batch, length), "int32"))
+            self.count_out = T.arg("count_out", T.buffer((y.batch,), "int32"))
+        whole = y.argument("y")
+        if spec.visit == "group":
+            self.group = T.cast(T.arg("group", T.int64()), "int32")
+        if spec.pools:
+            self.pooling = Pooling(y, self.parts)
+        self.y = y.part_of(whole)
+        if spec.in_place:
+            self.residual = self.y
+        if spec.pools:
+            self.pooling.begin()
+
+    def sample(self, n) -> None:
+        """Emit the visit of one sample's output channels."""
+        spec, y = self.spec, self.spec.y
+        if spec.visit == "gather":
+            self._sample_gather(n)
+        elif spec.visit == "group":
+            with T.serial(0, spec.group_blocks) as b:
+                block = self.group * spec.group_blocks + b
+                self.some_blocks(n, [block], [block], Part())
+        else:
+            self.blocks(n)
+        if spec.visit == "blocks" and spec.fill:
+            with T.parallel(self.count_out[n], y.blocks) as position:
+                self.fill_block(n, self.list_out[n, position])
+        if spec.pools:
+            self._pool(n)
+
+    def blocks(self, n) -> None:
+        """Emit the visit of all blocks, or of those of a list: several at a time, then the rest."""
+        vectors, count = self.vectors, self.block_count(n)
+        whole = count // vectors
+        with parallel(whole, self.parts) as (i, part):
+            self._visit(n, i * vectors, vectors, part)
+        if isinstance(count, int) and count % vectors:
+            with parallel(1, self.parts) as (_, part):
+                self._visit(n, whole * vectors, count % vectors, part)
+        elif not isinstance(count, int) and vectors > 1:
+            with parallel(count - whole * vectors, self.parts) as (i, part):
+                self._visit(n, whole * vectors + i, 1, part)
+
+    def _visit(self, n, position, vectors: int, part: Part) -> None:
+        """Emit the visit of neighbours in the list."""
+        last = self.block_count(n) - 1
+        positions = [position + k for k in range(vectors)]
+        following = [tirx.min(place + vectors, last) for place in positions]
+        blocks, then = ([self.block_at(n, p) for p in some] for some in (positions, following))
+        self.some_blocks(n, blocks, then, part)
+
+    def summed(self, blocks: list, part: Part) -> AbstractContextManager[None]:
+        """What `store` stores of these blocks meanwhile is summed, where the spec `pools`."""
+        return self.pooling.sums(blocks, part) if self.spec.pools else nullcontext()
+
+    def _pool(self, n) -> None:
+        """Emit the means of all blocks; those that are filled have theirs."""
+        with T.serial(0, self.block_count(n)) as position:
+            self.pooling.finish(n, self.block_at(n, position))
+        if self.spec.visit == "blocks" and not self.spec.fill:
+            with T.serial(self.count_out[n], self.spec.y.blocks) as position:
+                block = self.list_out[n, position]
+                if self.spec.in_place:
+                    self.pooling.copy(self.residual_pool, n, block)
+                else:
+                    self.pooling.write(n, block, lambda _v: T.float32(0))
+
+    def block_count(self, n):
+        """How many blocks of output channels there are to visit."""
+        return self.count_out[n] if self.spec.visit == "blocks" else self.spec.y.blocks
+
+    def block_at(self, n, position):
+        """Which block that is."""
+        return self.list_out[n, position] if self.spec.visit == "blocks" else position
+
+    def _sample_gather(self, n) -> None:
+        """Threads share the vectors of open channels; what a block holds comes from several."""
+        spec, y, count = self.spec, self.spec.y, self.count_out[n]
+        with T.parallel(0, y.blocks) as block:
+            zero_halo(self.y, y, n, block)
+        with T.parallel(0, tirx.floordiv(count + self.lanes - 1, self.lanes)) as vector:
+            self.gathered(
+                n,
+                GatheredVector(self.list_out, n, vector, count, blocks=y.blocks, lanes=self.lanes),
+            )
+        if spec.fill:
+            with T.parallel(count, y.channels) as position:
+                channel = self.list_out[n, position]
+                block, lane = tirx.floordiv(channel, self.lanes), tirx.floormod(channel, self.lanes)
+                with T.grid(y.height, y.width) as (row, column):
+                    value = self.closed_value(n, block, row, column, lane)
+                    T.buffer_store(self.y, value, [n, block, row + y.halo, column + y.halo, lane])
+
+    def gathered_bias(self, vector: GatheredVector) -> Buffer:
+        """Emit the copy of a vector's biases; returns (1, lanes and more)."""
+        bias = vector.row_buffer(1)
+        with vector.gather() as (block, copy):
+            copy(bias, 0, lambda every: self.bias[block * self.lanes + every])
+        return bias
+
+    def scatter(self, n, vector: GatheredVector, values: Buffer, places: Sequence[tuple]) -> None:
+        """Emit the epilogue of the sums (places, lanes) of a gathered vector and write them."""
+        halo = self.spec.y.halo
+
+        def store(value, channel, block, lane, row, column) -> None:
+            value = self.epilogue(
+                value, n, block, lane, row, column, lambda: self.scale[n, channel, 0, 0]
+            )
+            T.buffer_store(self.y, value, [n, block, row + halo, column + halo, lane])
+
+        vector.scatter(values, places, store)
+
+    def store(self, value, n, block, row, column, lane, number: int = 0) -> None:
+        """Emit the epilogue of one sum and write it; `block` is a whole vector of channels.
+
+        `number` is its position in what is `summed`.
+        """
+        y = self.spec.y
+        value = self.epilogue(
+            value, n, block, lane, row, column, lambda: self._scale(n, block * self.lanes + lane)
+        )
+        at = [n, block, row + y.halo, column + y.halo, lane]
+        T.buffer_store(self.y, value, at)
+        if self.spec.pools:
+            self.pooling.add(self.y[tuple(at)], lane, number)
+
+    def _scale(self, n, channel):
+        """The gate's value; a padded lane reads the last channel's, and nobody reads the lane."""
+        y = self.spec.y
+        if y.channels % self.lanes:
+            channel = tirx.min(channel, y.channels - 1)
+        return self.scale[n, channel, 0, 0]
+
+    def epilogue(self, value, n, block, lane, row, column, scale):
+        """The value that is written for a sum of products and bias; `scale()` reads the gate."""
+        spec = self.spec
+        if spec.before:
+            value = spec.before(value)
+        if spec.scale:
+            value = value * scale()
+        if spec.residual is not None:
+            halo = spec.residual.halo
+            value = value + self.residual[n, block, row + halo, column + halo, lane]
+        return spec.after(value) if spec.after else value
+
+    def fill_block(self, n, block) -> None:
+        """Emit what a closed block holds for readers who read all channels."""
+        y, pools = self.spec.y, self.spec.pools
+        with self.pooling.mean(n, block) if pools else nullcontext():
+            with T.grid(y.height, y.width) as (row, column), T.vectorized(0, self.lanes) as v:
+                at = [n, block, row + y.halo, column + y.halo, v]
+                T.buffer_store(self.y, self.closed_value(n, block, row, column, v), at)
+                if pools:
+                    self.pooling.add(self.y[tuple(at)], v)
+        zero_halo(self.y, y, n, block)
+
+    def closed_value(self, n, block, row, column, lane):
+        """What one element of a closed channel holds."""
+        spec = self.spec
+        if spec.residual is None:
+            return T.float32(0)
+        halo = spec.residual.halo
+        value = self.residual[n, block, row + halo, column + halo, lane]
+        return spec.after(value) if spec.after else value
