@@ -30,10 +30,11 @@ def main(out: str, logs: str, *networks: str) -> None:
     """Time what has no JSON in `out` yet, then print the page; `logs` has tuning logs by SoC."""
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    lanes = load_soc("host").lanes
     for network in networks or NETWORKS:
         against, tuned = list(PEERS), _tuned(network, Path(logs))
         for cut in CUTS:
-            command = ["bench", network, "--mac-cut", str(cut), *tuned]
+            command = ["bench", network, "--mac-cut", str(cut), "--group-size", str(lanes), *tuned]
             command += ["--against", ",".join(against), "--rounds", "5"]
             result = _measured(folder / f"{network}-{cut:.2f}.json", command)
             if cut == CUTS[0]:

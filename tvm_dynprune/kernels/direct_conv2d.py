@@ -6,26 +6,23 @@ channels and the window, so the time is proportional to open_in * open_out. Any 
 dilation, padding and channel count.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import product
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvm_dynprune.kernels.conv2d import Conv2d
-from tvm_dynprune.kernels.conv2d_builder import LINE, Conv2dBuilder, ask_for, repeated_lanes
+from tvm_dynprune.kernels.conv2d_builder import LINE, ask_for
+from tvm_dynprune.kernels.direct_sums import DirectSums, Sums
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVector
 from tvm_dynprune.kernels.reduction import Step
 from tvm_dynprune.kernels.registers import registers
-from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, Tile, tile_size, tiles
+from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, Tile
 
 _FEW_PIXELS = 256
 _MOST_VECTORS = 8  # computed together: as many streams of weights as hardware follows
-_IN_TURNS = 4  # pixels, as many as a multiply-add takes cycles
 _FEW_BLOCKS = 16  # whose open ones may not keep all threads busy
 _MOST_PARTS = 2
 _PARTS = 4  # of the open input channels, where all outputs are computed together
@@ -73,22 +70,7 @@ def direct_conv2d(spec: Conv2d) -> tirx.PrimFunc:
     return _Builder(spec).build()
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """What accumulators (vectors, pixels) start with, are multiplied by, and become.
-
-    ``start(acc)``, ``weight(step, vector, lane)``, ``finish(acc, tile, row, column)``.
-    """
-
-    vectors: int
-    weight: Callable[..., Any]
-    start: Callable[..., None]
-    finish: Callable[..., None]
-
-
-class _Builder(Conv2dBuilder):
-    _prefetch: Callable[[tuple], None] | None = None
-
+class _Builder(DirectSums):
     def declare_input(self) -> None:
         self.x = self.spec.x.argument("x")
         self.weight = T.arg("weight", T.buffer(direct_weight_shape(self.spec), "float32"))
@@ -112,16 +94,10 @@ class _Builder(Conv2dBuilder):
 
     @property
     def parts(self) -> int:
-        rows = sum(tile.row_count for tile in self._tiles)
+        rows = sum(tile.row_count for tile in self.tiles)
         usual = 2 if self.spec.pairs else 1
         few = self.spec.y.blocks <= _FEW_BLOCKS * usual and self.vectors == usual
         return min(_MOST_PARTS, rows) if few else 1
-
-    @property
-    def _tiles(self) -> list[Tile]:
-        y = self.spec.y
-        rule = tile_size(y.height, y.width, self.spec.sums)
-        return tiles(y.height, y.width, self.spec.schedule.tile or rule)
 
     def some_blocks(self, n, blocks: list, following: list, part: Part) -> None:
         del following  # direct kernels prefetch within a block
@@ -142,15 +118,14 @@ class _Builder(Conv2dBuilder):
                 with T.vectorized(0, self.lanes) as v:
                     self.store(one[v], n, blocks[k], row + i, column + j, v, k)
 
-        def prefetch(following: tuple) -> None:
-            lanes = range(0, spec.reduction.block_channels, max(1, LINE // self.lanes))
-            for block, lane in product(blocks, lanes):
-                ask_for(self.weight, (block, *following, lane, 0))
+        def ask(item, line) -> None:
+            for block in blocks:
+                ask_for(self.weight, (block, item, 0, 0, 0, line * LINE))
 
         slow = prefetches(spec) and not spec.schedule.quick_weights
-        self._prefetch = prefetch if slow else None
+        sums = Sums(len(blocks), weight, start, finish, ask if slow else None)
         with self.summed(blocks, part):
-            self._pixels(n, part, _Sums(len(blocks), weight, start, finish))
+            self.sum_pixels(n, part, sums)
         with part.first():
             for block in blocks:
                 zero_halo(self.y, spec.y, n, block)
@@ -192,84 +167,13 @@ class _Builder(Conv2dBuilder):
             place = tirx.floordiv(channel, spec.x.lanes), tirx.floormod(channel, spec.x.lanes)
             for t in range(pixels):
                 step = Step(*place, i, j, channel, ())
-                x = self.x[self._input(n, step, t // y.width, t % y.width)]
+                x = self.x[self.place(n, step, t // y.width, t % y.width)]
                 with T.vectorized(0, lanes) as v:
                     product = x * self.weight[item, at[1], i, j, c, v]
                     T.buffer_store(acc[t], acc[t][v] + product, [v])
         for t in range(pixels):
             with T.vectorized(0, lanes) as v:
                 T.buffer_store(sums, sums[(*at, t, v)] + acc[t][v], [*at, t, v])
-
-    def _pixels(self, n, part: Part, sums: _Sums) -> None:
-        """A part of the pixels, a tile of accumulators at a time."""
-        for k, tile in enumerate(self._tiles):
-            with part.share(tile.row_count, k) as i, T.serial(0, tile.column_count) as j:
-                row = tile.row + i * tile.height
-                column = tile.column + j * tile.width
-                self._tile(n, tile, row, column, sums)
-
-    @property
-    def _by_vector(self) -> bool:
-        """Whether a vector of input channels is read at a time, and multiplied lane by lane."""
-        spec = self.spec
-        # Kernels of one pixel are merged into others, by passes of TVM's that know no vectors.
-        several = spec.y.height * spec.y.width > 1 and spec.x.lanes == self.lanes
-        return spec.by_lane and spec.by_input_block and several
-
-    def _tile(self, n, tile: Tile, row, column, sums: _Sums) -> None:
-        spec, shape = self.spec, (sums.vectors, len(tile.pixels))
-        acc = registers(*shape, lanes=self.lanes)
-        totals = acc
-        if spec.reduction.chunked:
-            totals = registers(*shape, lanes=self.lanes)
-            for one in acc.flat:
-                with T.vectorized(0, self.lanes) as v:
-                    T.buffer_store(one, T.float32(0), [v])
-        sums.start(totals)
-
-        def end_chunk() -> None:
-            for one, total in zip(acc.flat, totals.flat, strict=True):
-                with T.vectorized(0, self.lanes) as v:
-                    T.buffer_store(total, total[v] + one[v], [v])
-                    T.buffer_store(one, T.float32(0), [v])
-
-        lists = (self.list_in, self.count_in) if spec.open_in else (None, None)
-        by_vector = self._by_vector
-        loops = spec.reduction.loops(n, *lists, end_chunk, self._prefetch, by_vector=by_vector)
-        with loops as step:
-            places = [(row + i, column + j) for i, j in tile.pixels]
-            if by_vector:
-                self._add_by_lane(n, acc, step, places, sums.weight)
-                places = []
-            for t, place in enumerate(places):
-                x = self.x[self._input(n, step, *place)]
-                for k, one in enumerate(acc[:, t]):
-                    with T.vectorized(0, self.lanes) as v:
-                        T.buffer_store(one, one[v] + x * sums.weight(step, k, v), [v])
-        if spec.reduction.chunked:
-            for one, total in zip(acc.flat, totals.flat, strict=True):
-                with T.vectorized(0, self.lanes) as v:
-                    T.buffer_store(one, one[v] + total[v], [v])
-        sums.finish(acc, tile, row, column)
-
-    def _add_by_lane(self, n, acc, step: Step, places: list[tuple], weight) -> None:
-        """Multiply all channels of a block: pixels in turns, so that none waits for its own sum."""
-        spec, lanes, v = self.spec, self.spec.x.lanes, T.Ramp(0, 1, self.lanes)
-        for first in range(0, len(places), _IN_TURNS):
-            some = places[first : first + _IN_TURNS]
-            starts = [self._input(n, step, *place)[:-1] for place in some]
-            inputs = [repeated_lanes(self.x, start, lanes) for start in starts]
-            for lane, k in product(range(spec.reduction.block_channels), range(len(acc))):
-                for one, x in zip(acc[k, first:], inputs, strict=False):
-                    value = one[v] + x[lane] * weight(step.at_lane(lane), k, v)
-                    T.buffer_store(one, value, [v])
-
-    def _input(self, n, step: Step, row, column) -> tuple:
-        """Where in x the element is."""
-        spec = self.spec
-        h = row * spec.stride[0] + step.kh * spec.dilation[0] + (spec.x.halo - spec.pad[0])
-        w = column * spec.stride[1] + step.kw * spec.dilation[1] + (spec.x.halo - spec.pad[1])
-        return n, step.block, h, w, step.lane
 
     def gathered(self, n, vector: GatheredVector) -> None:
         spec, lanes = self.spec, self.lanes
@@ -303,7 +207,7 @@ class _Builder(Conv2dBuilder):
                     T.buffer_store(values, one[v], [t, v])
             self.scatter(n, vector, values, places)
 
-        self._pixels(n, Part(), _Sums(1, weight, start, finish))
+        self.sum_pixels(n, Part(), Sums(1, weight, start, finish))
 
 
 def _flat(index: Sequence, shape: Sequence[int]):

@@ -121,6 +121,17 @@ class Reduction:
         return max(1, _ROWS_CHUNK // (kw * block)) if kh * kw * block > _LARGE_WINDOW else 0
 
     @property
+    def large_chunk(self) -> int:
+        """Items of a chunk where all pixels' products are added before those of the next chunk.
+
+        Their weights stay in the nearest cache meanwhile. 0 where one chunk is enough, or less than
+        an item.
+        """
+        kh, kw = self.kernel
+        items = _LARGE_WINDOW // (kh * kw * self.block_channels)
+        return items if self.order == "blocks" and items < self.list_length else 0
+
+    @property
     def _columns(self) -> int:
         """Positions of the window that are one chunk, where it is outermost."""
         return 1 if 2 * self.x.channels >= _CHUNK else self.kernel[1]
@@ -137,29 +148,31 @@ class Reduction:
         n: tirx.Var,
         items: Buffer | None,
         count: Buffer | None,
-        end_chunk: Callable[[], None],
-        prefetch: Callable[[tuple], None] | None = None,
+        end_chunk: Callable[[], None] | None,
+        prefetch: Callable[..., None] | None = None,
         *,
         by_vector: bool = False,
+        within: tuple | None = None,
     ) -> Iterator[Step]:
         """Emit the loops for sample `n`, over the list `items` if there is one.
 
-        `end_chunk` emits what follows a chunk, if it is `chunked`. `prefetch` asks for the weights
-        at the index that it gets, those of the next block. `by_vector`, in order "blocks", stops at
-        the first lane of each block only.
+        `end_chunk` emits what follows a chunk, if it is `chunked`. ``prefetch(item, i, j)`` asks
+        for the next block's weights at a place of the window. `by_vector`, in order "blocks", stops
+        at the first lane of each block only. `within` are the position and the number of the items
+        of a `large_chunk`, if they are all.
         """
         kh, kw = self.kernel
         lanes = T.unroll if self.unrolls else T.serial
         if self.order == "blocks":
-            with self._open(n, items, count) as (at, block, later):
-                if not self._rows:
+            with self._open(n, items, count, within=within) as (at, block, later):
+                if not self._rows and within is None:
                     self._cut(at, self._items, end_chunk)
                 with T.serial(0, kh) as i:
                     if self._rows:
                         self._cut(at * kh + i, self._rows, end_chunk)
                     with T.serial(0, kw) as j:
                         if prefetch is not None:
-                            prefetch((later, i, j))
+                            prefetch(later, i, j)
                         with lanes(0, 1 if by_vector else self.block_channels) as lane:
                             index = at * self.x.lanes + lane
                             yield Step(block, lane, i, j, index, (block, i, j, lane))
@@ -174,9 +187,9 @@ class Reduction:
                 with T.grid(kh, kw) as (i, j):
                     yield Step(*self._split(c), i, j, at, (c, i, j))
 
-    def _cut(self, position, chunk: int, end_chunk: Callable[[], None]) -> None:
+    def _cut(self, position, chunk: int, end_chunk: Callable[[], None] | None) -> None:
         """End a chunk before each position but the first where a new one begins."""
-        if self.chunked:
+        if self.chunked and end_chunk is not None:
             begins = tirx.all(position > 0, tirx.floormod(position, chunk) == 0)
             with T.If(begins), T.Then():
                 end_chunk()
@@ -198,14 +211,21 @@ class Reduction:
 
     @contextmanager
     def _open(
-        self, n: tirx.Var, items: Buffer | None, count: Buffer | None, ahead: int = 1
+        self,
+        n: tirx.Var,
+        items: Buffer | None,
+        count: Buffer | None,
+        ahead: int = 1,
+        within: tuple | None = None,
     ) -> Iterator[tuple]:
         """Walk the items: position, item, the item `ahead` of it."""
-        if items is None or count is None:
-            with T.serial(0, self.list_length) as position:
-                yield position, position, tirx.min(position + ahead, self.list_length - 1)
-        else:
-            with T.serial(0, count[n]) as position:
-                later = items[n, tirx.min(position + ahead, count[n] - 1)]
+        end = self.list_length if count is None else count[n]
+        first, length = within or (0, end)
+        with T.serial(0, length) as i:
+            position = first + i
+            later = tirx.min(position + ahead, end - 1)
+            if items is None:
+                yield position, position, later
+            else:
                 item = items[n, position]
-                yield position, T.cast(item, "int64") if self.wide else item, later
+                yield position, T.cast(item, "int64") if self.wide else item, items[n, later]

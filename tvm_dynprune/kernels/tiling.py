@@ -9,6 +9,9 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 SPARE_REGISTERS = 4  # weight vector, broadcast input, and slack for the compiler
+_FEW = 12
+_BUSY = 4  # pixels, at least, whose sums keep the multipliers busy
+_STEP_COST = 3  # pixels' worth of what a step of a tile costs besides multiplying
 
 
 @dataclass(frozen=True)
@@ -32,20 +35,41 @@ def tile_size(height: int, width: int, most: int) -> tuple[int, int]:
     """Height and width of tiles that keep the registers busy.
 
     Rows of up to `most` accumulators, as equal as can be; narrow planes take several rows at a
-    time.
+    time. Few accumulators are worth a choice: the tiles that promise to take least.
     """
+    if most <= _FEW:
+        sizes = [
+            (h, w)
+            for h in range(1, min(height, most) + 1)
+            for w in range(1, min(width, most // h) + 1)
+        ]
+        return min(sizes, key=lambda s: (tiles_cost(height, width, s), abs(s[0] - s[1])))
     tile_width = -(-width // -(-width // most))
     most_rows = max(1, most // tile_width) if tile_width == width else 1
     return -(-height // -(-height // most_rows)), tile_width
 
 
 def tiles(height: int, width: int, size: tuple[int, int]) -> list[Tile]:
-    """Tiles that cover every pixel once: those of `size`, then the edges'."""
-    result = []
-    for row, row_size, row_count in cut(height, size[0]):
-        for column, column_size, column_count in cut(width, size[1]):
-            result.append(Tile(row, column, row_size, column_size, row_count, column_count))
+    """Tiles that cover every pixel once: those of `size`, then the edges', of as many pixels."""
+    most = size[0] * size[1]
+    rows, columns = height // size[0] * size[0], width // size[1] * size[1]
+    right, low = width - columns, height - rows
+    result = [Tile(0, 0, *size, rows // size[0], columns // size[1])] if rows and columns else []
+    if right:
+        for row, tall, count in cut(height, min(height, most // right)):
+            result.append(Tile(row, columns, tall, right, count, 1))
+    if low and columns:
+        for column, wide, count in cut(columns, min(columns, most // low)):
+            result.append(Tile(rows, column, low, wide, 1, count))
     return result
+
+
+def tiles_cost(height: int, width: int, size: tuple[int, int]) -> int:
+    """What the tiles of a plane take, in pixels: more than they have, the more so if small."""
+    return sum(
+        tile.row_count * tile.column_count * (max(len(tile.pixels), _BUSY) + _STEP_COST)
+        for tile in tiles(height, width, size)
+    )
 
 
 def cut(length: int, size: int) -> list[tuple[int, int, int]]:

@@ -21,7 +21,7 @@ from tvm_dynprune.kernels.direct_conv2d import pack_direct_weight
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, cut_evenly
 from tvm_dynprune.kernels.winograd_transforms import transformed_weight
 
-_FEW_TILES = 4  # times the lanes: a vector of weights has as many bytes, and takes one cycle a tile
+_FEW_TILES = {4: 16, 8: 64, 16: 64}  # by lanes: of what bytes cores multiply in a cycle
 _ENOUGH_AT_ONCE = 4  # tiles that share a row of weights
 
 
@@ -32,7 +32,8 @@ def packs_transformed(tiles: int, lanes: int, gated: bool, quick: bool) -> bool:
     time then, and it is 9 values before the transform and 16 or 36 after it. The parts that gates
     leave take longer.
     """
-    return quick or tiles > (_FEW_TILES if gated else 1) * lanes
+    few = _FEW_TILES[lanes]
+    return quick or tiles > (few if gated else few // 4)
 
 
 def tiles_at_once(side: int, registers: int) -> int:

@@ -11,7 +11,7 @@ from tvm.s_tir import meta_schedule as ms
 
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.schedule import Schedule
-from tvm_dynprune.kernels.tiling import cut, cut_evenly
+from tvm_dynprune.kernels.tiling import cut_evenly, tiles
 from tvm_dynprune.kernels.winograd import Winograd
 from tvm_dynprune.tune.space import schedule_of, task_of
 from tvm_dynprune.tune.task import TuningTask
@@ -53,8 +53,8 @@ def features(task: TuningTask, schedule: Schedule) -> list[float]:
 def _direct(spec: Conv2d, schedule: Schedule) -> list[float]:
     """Accumulators, height and width of a tile; steps; pixels per step; nothing of Winograd's."""
     tile: Any = schedule.tile or (1, 1)
-    rows, columns = cut(spec.y.height, tile[0]), cut(spec.y.width, tile[1])
-    steps = sum(count for *_, count in rows) * sum(count for *_, count in columns)
+    cut = tiles(spec.y.height, spec.y.width, tile)
+    steps = sum(one.row_count * one.column_count for one in cut)
     pixels = spec.y.height * spec.y.width
     spill = max(0, tile[0] * tile[1] - spec.sums)
     return [tile[0] * tile[1], tile[0], tile[1], log2(steps), pixels / steps, spill, 0.0, 0.0]

@@ -21,7 +21,7 @@ from tvm_dynprune.errors import LogError
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.direct_conv2d import prefetches
 from tvm_dynprune.kernels.schedule import Schedule
-from tvm_dynprune.kernels.tiling import cut, cut_evenly, tile_size
+from tvm_dynprune.kernels.tiling import cut_evenly, tile_size, tiles_cost
 from tvm_dynprune.kernels.winograd import Winograd, pieces
 from tvm_dynprune.kernels.workload import workload_of
 from tvm_dynprune.tune.task import TuningTask
@@ -31,7 +31,6 @@ BLOCK = "conv2d"
 _TASK = "dynprune.task"
 _DECISION = "dynprune."
 _MOST_TILES = 14  # sizes of a direct convolution's accumulators
-_STEP_COST = 3  # accumulators' worth of what a step of a tile costs besides multiplying
 
 
 def schedule_spaces(spec: Conv2d) -> list[Space]:
@@ -69,12 +68,11 @@ def _tile_sizes(spec: Conv2d) -> list[tuple[int, int]]:
         (h, w) for h in range(1, min(height, most) + 1) for w in range(1, min(width, most // h) + 1)
     ]
 
-    def steps(size: tuple[int, int]) -> float:
-        rows, columns = cut(height, size[0]), cut(width, size[1])
-        return sum(n * m * (h * w + _STEP_COST) for _, h, n in rows for _, w, m in columns)
+    def cost(size: tuple[int, int]) -> float:
+        return tiles_cost(height, width, size)
 
     rule = tile_size(height, width, spec.sums)
-    return [rule, *[size for size in sorted(sizes, key=steps) if size != rule][: _MOST_TILES - 1]]
+    return [rule, *[size for size in sorted(sizes, key=cost) if size != rule][: _MOST_TILES - 1]]
 
 
 def _winograd_spaces(spec: Conv2d, m: int) -> list[Space]:

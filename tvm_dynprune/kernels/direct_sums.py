@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sums of a direct convolution: a tile of accumulators at a time, in registers.
+
+All input channels for one tile after the other, or, where tiles are small, some input channels for
+all tiles.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from tvm_dynprune.kernels.conv2d import FEW_REGISTERS
+from tvm_dynprune.kernels.conv2d_builder import LINE, Conv2dBuilder, repeated_lanes
+from tvm_dynprune.kernels.reduction import Step
+from tvm_dynprune.kernels.registers import registers
+from tvm_dynprune.kernels.tiling import Part, Tile, tile_size, tiles
+
+_IN_TURNS = 4  # pixels, as many as a multiply-add takes cycles
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What accumulators (vectors, pixels) start with, are multiplied by, and become.
+
+    ``start(acc)``, ``weight(step, vector, lane)``, ``finish(acc, tile, row, column)``, and, where
+    weights are to be prefetched, ``ask(item, line)``: a cache line of those of an item of the list.
+    """
+
+    vectors: int
+    weight: Callable[..., Any]
+    start: Callable[..., None]
+    finish: Callable[..., None]
+    ask: Callable[..., None] | None = None
+
+
+class DirectSums(Conv2dBuilder):
+    """A builder with `sum_pixels`, of the input x."""
+
+    @property
+    def tiles(self) -> list[Tile]:
+        """How the plane is cut."""
+        y = self.spec.y
+        rule = tile_size(y.height, y.width, self.spec.sums)
+        return tiles(y.height, y.width, self.spec.schedule.tile or rule)
+
+    def sum_pixels(self, n, part: Part, sums: Sums) -> None:
+        """Emit the sums of a part of the pixels."""
+        spec = self.spec
+        small = spec.registers <= FEW_REGISTERS and not spec.by_lane
+        several = spec.y.height * spec.y.width > spec.sums
+        # Small tiles go through the weights more often than any but the nearest cache can give.
+        if small and several and spec.visit != "gather" and spec.reduction.large_chunk > 0:
+            self._sum_by_chunks(n, part, sums)
+        else:
+            self._pixels(part, lambda tile, *at: self._tile(n, tile, at, sums))
+
+    def _pixels(self, part: Part, emit: Callable[..., None]) -> None:
+        """A part of the pixels, a tile at a time: ``emit(tile, row, column)``."""
+        for k, tile in enumerate(self.tiles):
+            with part.share(tile.row_count, k) as i, T.serial(0, tile.column_count) as j:
+                emit(tile, tile.row + i * tile.height, tile.column + j * tile.width)
+
+    def _sum_by_chunks(self, n, part: Part, sums: Sums) -> None:
+        """Some input channels at a time; their sums wait in memory."""
+        spec, y, at_once = self.spec, self.spec.y, self.spec.reduction.large_chunk
+        shape = (sums.vectors, y.height * y.width, self.lanes)
+        waiting = T.alloc_buffer(shape, "float32")
+        items = self.count_in[n] if spec.open_in else spec.reduction.list_length
+        chunks = tirx.max(tirx.floordiv(items + at_once - 1, at_once), 1)
+        with T.serial(0, chunks) as chunk:
+            first = chunk * at_once
+            within = first, tirx.min(items - first, at_once)
+
+            def emit(tile: Tile, row, column) -> None:
+                acc = registers(sums.vectors, len(tile.pixels), lanes=self.lanes)
+                pixels = [(row + i) * y.width + column + j for i, j in tile.pixels]
+                if sums.ask is not None and tile == self.tiles[0]:
+                    self._ask_share(n, tile, (row, column), first + at_once, sums.ask)
+                _zero(acc)
+                self._add_products(n, acc, tile, (row, column), sums, within=within)
+                with T.If(chunk > 0), T.Then():
+                    for (k, t), one in np.ndenumerate(acc):
+                        with T.vectorized(0, self.lanes) as v:
+                            T.buffer_store(one, one[v] + waiting[k, pixels[t], v], [v])
+                with T.If(chunk < chunks - 1):
+                    with T.Then():
+                        for (k, t), one in np.ndenumerate(acc):
+                            with T.vectorized(0, self.lanes) as v:
+                                T.buffer_store(waiting, one[v], [k, pixels[t], v])
+                    with T.Else():
+                        total = registers(*acc.shape, lanes=self.lanes)
+                        sums.start(total)
+                        _add(acc, total)
+                        sums.finish(acc, tile, row, column)
+
+            self._pixels(part, emit)
+
+    def _ask_share(self, n, tile: Tile, at: tuple, later, ask: Callable[..., None]) -> None:
+        """Ask for a tile's share of the weights of the next chunk, items from `later` on."""
+        reduction = self.spec.reduction
+        of_item = int(np.prod(reduction.kernel)) * self._lines
+        needed = -(-of_item * reduction.large_chunk // (tile.row_count * tile.column_count))
+        share = min((k for k in range(needed, of_item) if of_item % k == 0), default=of_item)
+        items = -(-needed // of_item)
+        number = (at[0] // tile.height) * tile.column_count + at[1] // tile.width
+        end = self.count_in[n]
+        for k in range(items):
+            line = number * share * items + k * of_item
+            item = later + line // of_item
+            with T.If(tirx.all(item < end, line < of_item * reduction.large_chunk)), T.Then():
+                for i in range(share):
+                    ask(self.list_in[n, item], line % of_item + i)
+
+    @property
+    def _lines(self) -> int:
+        """Cache lines of the weights of a block of input channels at one place of the window."""
+        return max(1, self.spec.reduction.block_channels * self.lanes // LINE)
+
+    def _tile(self, n, tile: Tile, at: tuple, sums: Sums) -> None:
+        chunked = self.spec.reduction.chunked
+        acc = registers(sums.vectors, len(tile.pixels), lanes=self.lanes)
+        totals = acc
+        if chunked:
+            totals = registers(*acc.shape, lanes=self.lanes)
+            _zero(acc)
+        sums.start(totals)
+
+        def end_chunk() -> None:
+            _add(totals, acc)
+            _zero(acc)
+
+        self._add_products(n, acc, tile, at, sums, end_chunk)
+        if chunked:
+            _add(acc, totals)
+        sums.finish(acc, tile, *at)
+
+    def _add_products(
+        self,
+        n,
+        acc: np.ndarray,
+        tile: Tile,
+        at: tuple,
+        sums: Sums,
+        end_chunk: Callable[[], None] | None = None,
+        within: tuple | None = None,
+    ) -> None:
+        """Add all products of a tile, or those `within` a chunk."""
+        lists = (self.list_in, self.count_in) if self.spec.open_in else (None, None)
+
+        def prefetch(item, i, j) -> None:
+            assert sums.ask is not None
+            for line in range(self._lines):
+                sums.ask(item, (i * self.spec.kernel[1] + j) * self._lines + line)
+
+        with self.spec.reduction.loops(
+            n,
+            *lists,
+            end_chunk,
+            prefetch if sums.ask and within is None else None,
+            by_vector=self._by_vector,
+            within=within,
+        ) as step:
+            places = [(at[0] + i, at[1] + j) for i, j in tile.pixels]
+            if self._by_vector:
+                self._add_by_lane(n, acc, step, places, sums.weight)
+                places = []
+            for t, place in enumerate(places):
+                x = self.x[self.place(n, step, *place)]
+                for k, one in enumerate(acc[:, t]):
+                    with T.vectorized(0, self.lanes) as v:
+                        T.buffer_store(one, one[v] + x * sums.weight(step, k, v), [v])
+
+    @property
+    def _by_vector(self) -> bool:
+        """Whether a vector of input channels is read at a time, and multiplied lane by lane."""
+        spec = self.spec
+        # Kernels of one pixel are merged into others, by passes of TVM's that know no vectors.
+        several = spec.y.height * spec.y.width > 1 and spec.x.lanes == self.lanes
+        return spec.by_lane and spec.by_input_block and several
+
+    def _add_by_lane(self, n, acc, step: Step, places: list[tuple], weight) -> None:
+        """Multiply all channels of a block: pixels in turns, so that none waits for its own sum."""
+        spec, lanes, v = self.spec, self.spec.x.lanes, T.Ramp(0, 1, self.lanes)
+        for first in range(0, len(places), _IN_TURNS):
+            some = places[first : first + _IN_TURNS]
+            starts = [self.place(n, step, *place)[:-1] for place in some]
+            inputs = [repeated_lanes(self.x, start, lanes) for start in starts]
+            for lane, k in product(range(spec.reduction.block_channels), range(len(acc))):
+                for one, x in zip(acc[k, first:], inputs, strict=False):
+                    value = one[v] + x[lane] * weight(step.at_lane(lane), k, v)
+                    T.buffer_store(one, value, [v])
+
+    def place(self, n, step: Step, row, column) -> tuple:
+        """Where in x the element is that a step multiplies for a pixel."""
+        spec = self.spec
+        h = row * spec.stride[0] + step.kh * spec.dilation[0] + (spec.x.halo - spec.pad[0])
+        w = column * spec.stride[1] + step.kw * spec.dilation[1] + (spec.x.halo - spec.pad[1])
+        return n, step.block, h, w, step.lane
+
+
+def _zero(acc: np.ndarray) -> None:
+    for one in acc.flat:
+        with T.vectorized(0, int(one.shape[0])) as v:
+            T.buffer_store(one, T.float32(0), [v])
+
+
+def _add(acc: np.ndarray, others: np.ndarray) -> None:
+    for one, other in zip(acc.flat, others.flat, strict=True):
+        with T.vectorized(0, int(one.shape[0])) as v:
+            T.buffer_store(one, one[v] + other[v], [v])
