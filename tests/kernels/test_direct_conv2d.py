@@ -410,8 +410,11 @@ def test_packed_weights_hold_each_weight_once_and_zeros():
 
 
 @pytest.mark.parametrize("unit_in", [1, 8])
-def test_gathering_compiles_without_avx512(unit_in):
+@pytest.mark.parametrize(
+    "machine", [{"mcpu": "x86-64-v3"}, {"mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}]
+)
+def test_gathering_compiles_without_avx512(unit_in, machine):
     spec = Case(visit="gather", open_in=True, unit_in=unit_in).spec
     kernel = direct_conv2d(spec).with_attr("global_symbol", "main")
-    target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
+    target = tvm.target.Target({"kind": "llvm", **machine})
     assert tvm.compile(tvm.IRModule({"main": kernel}), target=target)
