@@ -43,6 +43,5 @@ def test_errors_are_those_of_onnx_runtime(tmp_path: Path, layer, lowering: str) 
     ours = rms(Session(artifact).run(images) - exact)
     assert 0 < ours <= WORST[lowering] * yardstick
     algorithms = {choice["algorithm"] for choice in artifact.manifest.choices}
-    if (kernel, lowering) == (7, "auto"):
-        return  # which algorithm is faster there depends on the machine
-    assert (algorithms == {"direct"}) == (lowering == "dense" or kernel == 1)
+    stem_is_direct = kernel == 7 and load_soc("host").lanes < 16  # by the costs of such machines
+    assert (algorithms == {"direct"}) == (lowering == "dense" or kernel == 1 or stem_is_direct)

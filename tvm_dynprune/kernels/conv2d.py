@@ -23,7 +23,7 @@ from tvm_dynprune.kernels.reduction import Reduction
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS
 
-FEW_REGISTERS = 16  # those of x86 without AVX-512
+_FEW_REGISTERS = 16  # those of x86 without AVX-512
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,12 @@ class Conv2d:
         """The loops of a direct convolution over input channels and window."""
         pixels = self.y.height * self.y.width
         sides = self.x, self.kernel, pixels, self.open_in, self.unit_in
-        return Reduction(*sides, wide=self.wide, unrolls=self.registers <= FEW_REGISTERS)
+        return Reduction(*sides, wide=self.wide, unrolls=self.few_registers)
+
+    @property
+    def few_registers(self) -> bool:
+        """Whether registers hold small tiles only, whose inputs and weights take long to load."""
+        return self.registers <= _FEW_REGISTERS and not self.by_lane
 
     @property
     def wide(self) -> bool:
@@ -72,7 +77,7 @@ class Conv2d:
 
         Where a load feeds one multiply-add or two, an instruction more for each address is felt.
         """
-        return self.by_lane or self.registers <= FEW_REGISTERS
+        return self.by_lane or self.few_registers
 
     @property
     def by_input_block(self) -> bool:
@@ -86,15 +91,14 @@ class Conv2d:
         With few registers a tile is small; its inputs, each of which is loaded for itself, then
         serve two multiply-adds, as loads do not keep up with one.
         """
-        few = self.registers <= FEW_REGISTERS and not self.by_lane
-        return few and self.visit in ("all", "blocks") and self.y.blocks > 1
+        return self.few_registers and self.visit in ("all", "blocks") and self.y.blocks > 1
 
     @property
     def sums(self) -> int:
         """Accumulators of one vector of output channels that stay in registers."""
         if self.by_lane:
             return self.registers - self.x.lanes - SPARE_REGISTERS
-        if self.registers > FEW_REGISTERS:
+        if not self.few_registers:
             return self.registers - SPARE_REGISTERS
         if self.pairs:
             return (self.registers - SPARE_REGISTERS) // 2

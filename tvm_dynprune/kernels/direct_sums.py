@@ -14,7 +14,6 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvm_dynprune.kernels.conv2d import FEW_REGISTERS
 from tvm_dynprune.kernels.conv2d_builder import LINE, Conv2dBuilder, repeated_lanes
 from tvm_dynprune.kernels.reduction import Step
 from tvm_dynprune.kernels.registers import registers
@@ -51,10 +50,14 @@ class DirectSums(Conv2dBuilder):
     def sum_pixels(self, n, part: Part, sums: Sums) -> None:
         """Emit the sums of a part of the pixels."""
         spec = self.spec
-        small = spec.registers <= FEW_REGISTERS and not spec.by_lane
         several = spec.y.height * spec.y.width > spec.sums
         # Small tiles go through the weights more often than any but the nearest cache can give.
-        if small and several and spec.visit != "gather" and spec.reduction.large_chunk > 0:
+        if (
+            spec.few_registers
+            and several
+            and spec.visit != "gather"
+            and spec.reduction.large_chunk > 0
+        ):
             self._sum_by_chunks(n, part, sums)
         else:
             self._pixels(part, lambda tile, *at: self._tile(n, tile, at, sums))

@@ -38,15 +38,18 @@ def tile_size(height: int, width: int, most: int) -> tuple[int, int]:
     time. Few accumulators are worth a choice: the tiles that promise to take least.
     """
     if most <= _FEW:
-        sizes = [
-            (h, w)
-            for h in range(1, min(height, most) + 1)
-            for w in range(1, min(width, most // h) + 1)
-        ]
+        sizes = tile_sizes(height, width, most)
         return min(sizes, key=lambda s: (tiles_cost(height, width, s), abs(s[0] - s[1])))
     tile_width = -(-width // -(-width // most))
     most_rows = max(1, most // tile_width) if tile_width == width else 1
     return -(-height // -(-height // most_rows)), tile_width
+
+
+def tile_sizes(height: int, width: int, most: int) -> list[tuple[int, int]]:
+    """All sizes of at most `most` pixels that fit the plane."""
+    return [
+        (h, w) for h in range(1, min(height, most) + 1) for w in range(1, min(width, most // h) + 1)
+    ]
 
 
 def tiles(height: int, width: int, size: tuple[int, int]) -> list[Tile]:

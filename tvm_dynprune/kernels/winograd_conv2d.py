@@ -58,8 +58,7 @@ class _Builder(WinogradProducts):
 
     @property
     def vectors(self) -> int:
-        pairs = self.spec.pairs and not self.winograd.transforms_in_registers
-        return 2 if pairs and not self.winograd.fuses_input else 1
+        return 2 if self.spec.pairs and not self.winograd.fuses_input else 1
 
     def blocks(self, n) -> None:
         spec = self.winograd

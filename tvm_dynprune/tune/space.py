@@ -21,7 +21,7 @@ from tvm_dynprune.errors import LogError
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.direct_conv2d import prefetches
 from tvm_dynprune.kernels.schedule import Schedule
-from tvm_dynprune.kernels.tiling import cut_evenly, tile_size, tiles_cost
+from tvm_dynprune.kernels.tiling import cut_evenly, tile_size, tile_sizes, tiles_cost
 from tvm_dynprune.kernels.winograd import Winograd, pieces
 from tvm_dynprune.kernels.workload import workload_of
 from tvm_dynprune.tune.task import TuningTask
@@ -63,10 +63,7 @@ def _direct_spaces(spec: Conv2d) -> list[Space]:
 def _tile_sizes(spec: Conv2d) -> list[tuple[int, int]]:
     """The rule's own size and those that promise most: many accumulators, few left-over pixels."""
     height, width = spec.y.height, spec.y.width
-    most = spec.sums + 2
-    sizes = [
-        (h, w) for h in range(1, min(height, most) + 1) for w in range(1, min(width, most // h) + 1)
-    ]
+    sizes = tile_sizes(height, width, spec.sums + 2)
 
     def cost(size: tuple[int, int]) -> float:
         return tiles_cost(height, width, size)
