@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Strided convolutions over squares of pixels, by Winograd's algorithm, against PyTorch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tests.kernels.util import assert_close, compiled, plain, random, unwritten
 from tvm_dynprune.kernels.blocking import Affine
 from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
 from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.kernels.pooling import means_of
 from tvm_dynprune.kernels.space_to_depth import (
     conv2d_over_squares,
     kernel_after,
@@ -23,11 +26,13 @@ from tvm_dynprune.kernels.winograd_input import winograd_input
 LANES, CHANNELS = 16, 20
 
 
-def convolution(size: tuple[int, int], kernel: int, pad: int, channels: int, batch: int) -> Conv2d:
+def convolution(
+    size: tuple[int, int], kernel: int, pad: int, channels: int, batch: int, lanes: int = LANES
+) -> Conv2d:
     height, width = ((side + 2 * pad - kernel) // 2 + 1 for side in size)
     return Conv2d(
-        x=FeatureMap(batch, channels, *size, LANES, pad),
-        y=FeatureMap(batch, CHANNELS, height, width, LANES, 1),
+        x=FeatureMap(batch, channels, *size, lanes, pad),
+        y=FeatureMap(batch, CHANNELS, height, width, lanes, 1),
         kernel=(kernel, kernel),
         stride=(2, 2),
         pad=(pad, pad),
@@ -81,7 +86,23 @@ def test_side_of_the_kernel_over_squares(kernel: int, pad: int, side: int) -> No
 def test_strided_convolution(
     kernel: int, pad: int, size: tuple[int, int], channels: int, batch: int
 ) -> None:
-    spec = convolution(size, kernel, pad, channels, batch)
+    check_strided(convolution(size, kernel, pad, channels, batch))
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize(("kernel", "pad"), [(7, 3), (5, 2)])
+@pytest.mark.parametrize(
+    ("lanes", "how"), [(8, {"pools": True}), (4, {"registers": 32, "by_lane": True})]
+)
+def test_strided_convolution_of_few_lanes(
+    lanes: int, how: dict, kernel: int, pad: int, channels: int
+) -> None:
+    check_strided(replace(convolution((79, 101), kernel, pad, channels, 1, lanes), **how))
+
+
+def check_strided(spec: Conv2d) -> None:
+    (batch, channels), size = (spec.x.batch, spec.x.channels), (spec.x.height, spec.x.width)
+    kernel, pad = spec.kernel[0], spec.pad[0]
     squares = conv2d_over_squares(spec)
     winograd = Winograd(squares, 4)
     x = random(batch, channels, *size)
@@ -95,8 +116,9 @@ def test_strided_convolution(
         compiled(winograd_input(winograd))(inputs, u)
         inputs = u
     packed = pack_winograd_weight(weight_over_squares(weight, spec), winograd)
-    y = unwritten(spec.y)
-    compiled(winograd_conv2d(winograd))(inputs, packed, pack_channels(bias, spec.y), y)
+    y, pool = unwritten(spec.y), unwritten(means_of(spec.y))
+    arguments = [inputs, packed, pack_channels(bias, spec.y), y, pool]
+    compiled(winograd_conv2d(winograd))(*arguments[: 5 if spec.pools else 4])
 
     expected = F.conv2d(
         torch.from_numpy(x).double(),
@@ -106,3 +128,6 @@ def test_strided_convolution(
         padding=pad,
     )
     assert_close(plain(y, spec.y), expected.numpy().astype("float32"), 5e-5)
+    if spec.pools:
+        means = expected.mean((2, 3), keepdim=True).numpy().astype("float32")
+        assert_close(plain(pool, means_of(spec.y)), means, 5e-5)

@@ -139,6 +139,17 @@ def test_input_of_one_block_is_transformed_strip_by_strip(
 
 
 @pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("size", [(61, 66), (63, 71)])  # the last strip is lower, or not
+@pytest.mark.parametrize(("pad", "halo"), [(0, 0), (1, 2)])
+@pytest.mark.parametrize("kind", ["open", "closed", "mixed"])
+def test_many_input_blocks_strip_by_strip_with_few_registers(m, size, pad, halo, kind) -> None:
+    spec = convolution(size, pad, halo, batch=2, channels=(24, 40), registers=16, pools=True)
+    spec = replace(spec, open_in=kind != "open", visit="blocks" if kind != "open" else "all")
+    assert Winograd(spec, m).fuses_input
+    check(spec, m, kind)
+
+
+@pytest.mark.parametrize("m", [2, 4])
 @pytest.mark.parametrize("size", [(7, 6), (36, 31)])
 @pytest.mark.parametrize("visit", ["all", "blocks"])
 @pytest.mark.parametrize(("batch", "registers"), [(1, 16), (2, 32)])
@@ -212,7 +223,7 @@ def test_quick_weights_are_transformed_at_compile_time(m, unit_in, visit) -> Non
 
 
 @pytest.mark.parametrize(
-    ("m", "size"), [(2, (4, 4)), (2, (5, 11)), (4, (3, 3)), (4, (7, 6)), (4, (14, 13))]
+    ("m", "size"), [(2, (4, 4)), (2, (5, 7)), (4, (3, 3)), (4, (7, 6)), (4, (14, 13))]
 )
 @pytest.mark.parametrize("unit_in", [2, LANES])
 @pytest.mark.parametrize("kind", ["open", "closed", "mixed"])

@@ -26,10 +26,10 @@ def ask_for(buffer: Buffer, at: tuple) -> None:
     T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))
 
 
-def repeated_lanes(buffer: Buffer, at: tuple, lanes: int) -> list:
-    """Each of `lanes` elements from `at` on as a vector of itself; all are one load."""
-    vector = buffer[(*at, T.Ramp(0, 1, lanes))]
-    return [tirx.Shuffle([vector], [lane] * lanes) for lane in range(lanes)]
+def repeated_lanes(buffer: Buffer, at: tuple, count: int, lanes: int) -> list:
+    """Each of `count` elements from `at` on as a vector of `lanes` times itself; one load."""
+    vector = buffer[(*at, T.Ramp(0, 1, count))]
+    return [tirx.Shuffle([vector], [element] * lanes) for element in range(count)]
 
 
 def conv2d_closed(spec: Conv2d) -> tirx.PrimFunc:
@@ -144,25 +144,33 @@ class Conv2dBuilder:
             self._pool(n)
 
     def blocks(self, n) -> None:
-        """Emit the visit of all blocks, or of those of a list: several at a time, then the rest."""
+        """Emit the visit of all blocks, or of those of a list."""
+        for first, times, vectors in self.runs(n):
+            with parallel(times, self.parts) as (i, part):
+                self._visit(n, first + i * vectors, vectors, part)
+
+    def runs(self, n) -> list[tuple]:
+        """(first position, times, vectors at a time) of the blocks: several at a time, the rest."""
         vectors, count = self.vectors, self.block_count(n)
         whole = count // vectors
-        with parallel(whole, self.parts) as (i, part):
-            self._visit(n, i * vectors, vectors, part)
+        runs = [(0, whole, vectors)]
         if isinstance(count, int) and count % vectors:
-            with parallel(1, self.parts) as (_, part):
-                self._visit(n, whole * vectors, count % vectors, part)
+            runs.append((whole * vectors, 1, count % vectors))
         elif not isinstance(count, int) and vectors > 1:
-            with parallel(count - whole * vectors, self.parts) as (i, part):
-                self._visit(n, whole * vectors + i, 1, part)
+            runs.append((whole * vectors, count - whole * vectors, 1))
+        return runs
 
     def _visit(self, n, position, vectors: int, part: Part) -> None:
         """Emit the visit of neighbours in the list."""
+        self.some_blocks(n, *self.neighbours(n, position, vectors), part)
+
+    def neighbours(self, n, position, vectors: int) -> tuple[list, list]:
+        """`vectors` blocks from a position of the list on, and as many that follow them."""
         last = self.block_count(n) - 1
         positions = [position + k for k in range(vectors)]
         following = [tirx.min(place + vectors, last) for place in positions]
         blocks, then = ([self.block_at(n, p) for p in some] for some in (positions, following))
-        self.some_blocks(n, blocks, then, part)
+        return blocks, then
 
     def summed(self, blocks: list, part: Part) -> AbstractContextManager[None]:
         """What `store` stores of these blocks meanwhile is summed, where the spec `pools`."""

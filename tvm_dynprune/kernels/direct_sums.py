@@ -192,7 +192,7 @@ class DirectSums(Conv2dBuilder):
         for first in range(0, len(places), _IN_TURNS):
             some = places[first : first + _IN_TURNS]
             starts = [self.place(n, step, *place)[:-1] for place in some]
-            inputs = [repeated_lanes(self.x, start, lanes) for start in starts]
+            inputs = [repeated_lanes(self.x, start, lanes, lanes) for start in starts]
             for lane, k in product(range(spec.reduction.block_channels), range(len(acc))):
                 for one, x in zip(acc[k, first:], inputs, strict=False):
                     value = one[v] + x[lane] * weight(step.at_lane(lane), k, v)

@@ -32,7 +32,7 @@ def conv2d_over_squares(spec: Conv2d) -> Conv2d:
     kernel = tuple(kernel_after(k, p) for k, p in zip(spec.kernel, spec.pad, strict=True))
     halo = max(*pad, *(k - 1 for k in kernel))
     rows, columns = -(-x.height // 2), -(-x.width // 2)
-    lanes = max(4 * x.channels, spec.y.lanes)
+    lanes = -(-4 * x.channels // spec.y.lanes) * spec.y.lanes  # whole vectors
     squares = FeatureMap(x.batch, 4 * x.channels, rows, columns, lanes, halo)
     schedule = replace(spec.schedule, algorithm="winograd_4")
     return replace(spec, x=squares, kernel=kernel, stride=(1, 1), pad=pad, schedule=schedule)

@@ -21,8 +21,10 @@ from tvm_dynprune.kernels.direct_conv2d import pack_direct_weight
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, cut_evenly
 from tvm_dynprune.kernels.winograd_transforms import transformed_weight
 
-_FEW_TILES = {4: 16, 8: 64, 16: 64}  # by lanes: of what bytes cores multiply in a cycle
+# By lanes, of what bytes cores multiply in a cycle: without gates, and with.
+_FEW_TILES = {4: (4, 16), 8: (16, 16), 16: (16, 64)}
 _ENOUGH_AT_ONCE = 4  # tiles that share a row of weights
+_ENOUGH_STRIPS = 4  # for threads to share
 
 
 def packs_transformed(tiles: int, lanes: int, gated: bool, quick: bool) -> bool:
@@ -32,8 +34,7 @@ def packs_transformed(tiles: int, lanes: int, gated: bool, quick: bool) -> bool:
     time then, and it is 9 values before the transform and 16 or 36 after it. The parts that gates
     leave take longer.
     """
-    few = _FEW_TILES[lanes]
-    return quick or tiles > (few if gated else few // 4)
+    return quick or tiles > _FEW_TILES[lanes][gated]
 
 
 def tiles_at_once(side: int, registers: int) -> int:
@@ -109,17 +110,27 @@ class Winograd:
     @property
     def strip_rows(self) -> int:
         """Rows of tiles whose products are held at a time, at most."""
-        return max(1, self.conv.schedule.strip_tiles // self.columns)
+        tiles = self.conv.schedule.strip_tiles
+        # With the inputs of as many channels, half as many tiles take the same room.
+        several = self.fuses_input and self.conv.x.blocks > 1
+        return self._rows_of(tiles // 2 if several else tiles)
+
+    def _rows_of(self, tiles: int) -> int:
+        return min(self.rows, max(1, tiles // self.columns))
 
     @property
     def fuses_input(self) -> bool:
-        """Whether one kernel does all, strip by strip: for few input channels and many tiles.
+        """Whether one kernel does all, strip by strip.
 
-        What it transforms, and multiplies for every output channel, then stays in a near cache.
+        What it transforms, and multiplies for every output channel, then stays in a near cache: of
+        few input channels, or of many where each is read often, as few registers make it.
         """
         conv = self.conv
-        one_block = conv.x.blocks == 1 and not self.by_channel and conv.visit in ("all", "blocks")
-        return one_block and self.packs_transformed and self.strip_rows < self.rows
+        by_block = not self.by_channel and conv.visit in ("all", "blocks")
+        if not (by_block and self.packs_transformed):
+            return False
+        strips = -(-self.rows // self._rows_of(conv.schedule.strip_tiles))
+        return strips > 1 if conv.x.blocks == 1 else conv.few_registers and strips >= _ENOUGH_STRIPS
 
     @property
     def sums(self) -> int:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The second kernel of a Winograd convolution: products, the transform back, and the epilogue."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +37,12 @@ class _Strip:
     height: int  # in pixels
 
 
+@contextmanager
+def _if(condition) -> Iterator[None]:
+    with T.If(condition), T.Then():
+        yield
+
+
 def _strips(spec: Winograd) -> list[tuple[_Strip, int]]:
     """The strips of a plane and how many are alike; the last row of tiles may reach past y."""
     height, m = spec.conv.y.height, spec.m
@@ -58,27 +66,36 @@ class _Builder(WinogradProducts):
 
     @property
     def vectors(self) -> int:
-        return 2 if self.spec.pairs and not self.winograd.fuses_input else 1
+        return 2 if self.spec.pairs else 1
 
     def blocks(self, n) -> None:
-        spec = self.winograd
-        if not spec.fuses_input:
+        if not self.winograd.fuses_input:
             super().blocks(n)
             return
-        number = 0
-        for strip, count in _strips(spec):
-            whole = strip.rows if count > 1 else min(strip.rows, whole_rows(spec) - strip.row)
-            with T.parallel(0, count) as i:
-                row, tiles = strip.row + i * strip.rows, strip.rows * spec.columns
-                u = T.alloc_buffer((1, spec.points, tiles + 1, self.spec.x.lanes), "float32")
-                transform_strip(spec, self.x, u, n, row, strip.rows, whole)
-                with T.serial(0, self.block_count(n)) as position:
-                    block = self.block_at(n, position)
-                    with self.summed([block], Part(number + i, self.parts)):
-                        self._strip(n, [block], [block], strip, row, u)
-            number += count
+        with T.parallel(0, self.parts) as number:
+            before = 0
+            for strip, count in _strips(self.winograd):
+                mine = tirx.all(number >= before, number < before + count)
+                with nullcontext() if count == self.parts else _if(mine):
+                    row = strip.row + (number - before) * strip.rows
+                    self._fused_strip(n, strip, count, row, Part(number, self.parts))
+                before += count
         with T.parallel(0, self.block_count(n)) as position:
             zero_halo(self.y, self.spec.y, n, self.block_at(n, position))
+
+    def _fused_strip(self, n, strip: _Strip, count: int, row, part: Part) -> None:
+        """One of `count` strips, whose first row of tiles is given, from x to y: all blocks."""
+        spec, x = self.winograd, self.spec.x
+        whole = strip.rows if count > 1 else min(strip.rows, whole_rows(spec) - strip.row)
+        tiles = strip.rows * spec.columns
+        u = T.alloc_buffer((1, spec.points, x.blocks * tiles + 1, x.lanes), "float32")
+        with self.input_blocks(n) as block:
+            transform_strip(spec, self.x, u, (n, block, row), strip.rows, whole)
+        for start, times, vectors in self.runs(n):
+            with T.serial(0, times) as k:
+                blocks, following = self.neighbours(n, start + k * vectors, vectors)
+                with self.summed(blocks, part):
+                    self._strip(n, blocks, following, strip, row, u)
 
     def some_blocks(self, n, blocks: list, following: list, part: Part) -> None:
         with self.summed(blocks, part):

@@ -60,21 +60,22 @@ def _transform_block(spec: Winograd, x, u, n, block, part: Part) -> None:
                 _transform_tile(spec, x, at, inside, u, (n, block * spec.tiles + tile))
 
 
-def transform_strip(spec: Winograd, x, u, n, row, rows: int, whole: int) -> None:
-    """Emit B^T d B of `rows` rows of tiles, from `row` on, of the only block of channels.
+def transform_strip(spec: Winograd, x, u, at: tuple, rows: int, whole: int) -> None:
+    """Emit B^T d B of `rows` rows of tiles at (n, block, row) of x, and of tiles.
 
-    `u` (1, points, tiles of the strip and more, lanes) is written. The input of `whole` rows ends
-    within the buffer of x; the one that may follow is the last of the plane.
+    `u` (1, points, blocks * tiles of the strip and more, lanes) is written. The input of `whole`
+    rows ends within the buffer of x; the one that may follow is the last of the plane.
     """
+    n, block, row = at
     for first, count, at_row in ((0, whole, 0), (whole, rows - whole, spec.rows - 1)):
         if not count:
             continue
         for column, column_count in _whole_and_last(spec, 1):
             with T.grid(count, column_count) as (i, j):
-                tile = (first + i) * spec.columns + column + j
+                tile = (block * rows + first + i) * spec.columns + column + j
                 inside = _inside(spec, (at_row, column))
-                at = (n, 0, row + first + i, column + j)
-                _transform_tile(spec, x, at, inside, u, (0, tile))
+                place = (n, block, row + first + i, column + j)
+                _transform_tile(spec, x, place, inside, u, (0, tile))
 
 
 def _transform_tile(spec: Winograd, x, at: tuple, inside: tuple, u, to: tuple) -> None:

@@ -8,6 +8,7 @@ in registers, a row of points at a time, else through memory, some input channel
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import lcm
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,7 +94,17 @@ class WinogradProducts(Conv2dBuilder):
         def weight(k: int, point, channel: _Channel, v):
             return self.weight[products.blocks[k], point, channel.block, channel.lane, v]
 
-        self._multiply(_Sum(products, 0, self._items(products.n)), weight)
+        def ask(item, point, points: int, share: tuple) -> None:
+            self._ask_points(products, item, (point, points), share)
+
+        total = _Sum(products, 0, self._items(products.n))
+        self._multiply(total, weight, ask if self._prefetches_points else None)
+
+    @contextmanager
+    def input_blocks(self, n) -> Iterator[Any]:
+        """Walk the open blocks of input channels."""
+        with T.serial(0, self._items(n)) as position:
+            yield self._item(n, position)
 
     def _items(self, n):
         """How many blocks of input channels, or channels, there are to walk."""
@@ -110,14 +121,27 @@ class WinogradProducts(Conv2dBuilder):
         return 1 if self.winograd.by_channel else self.winograd.block_channels
 
     @contextmanager
-    def _channels(self, n, first, count, *, by_vector: bool = False) -> Iterator[_Channel]:
-        """Walk the channels of `count` items; `by_vector` stops at the first of each block only."""
+    def _channels(
+        self,
+        n,
+        first,
+        count,
+        *,
+        by_vector: bool = False,
+        prefetch: Callable[..., None] | None = None,
+    ) -> Iterator[_Channel]:
+        """Walk the channels of `count` items; `by_vector` stops at the first of each block only.
+
+        ``prefetch(item)`` comes before those of a block.
+        """
         lanes, channels = self.spec.x.lanes, self._item_channels
         with T.serial(0, count) as i:
             item = self._item(n, first + i)
             if self.winograd.by_channel:
                 yield _Channel(i, tirx.floordiv(item, lanes), tirx.floormod(item, lanes))
             else:
+                if prefetch is not None:
+                    prefetch(item)
                 with T.serial(0, 1 if by_vector else channels) as c:
                     yield _Channel(i * channels + c, item, c)
 
@@ -265,26 +289,80 @@ class WinogradProducts(Conv2dBuilder):
                     point = i * points + j
                     T.buffer_store(transformed, value, [point * row + channel.index, v])
 
-    def _multiply(self, total: _Sum, weight: Callable[..., Any]) -> None:
-        """Every tile and point of a sum, in pieces that fit the registers."""
-        points = self.winograd.points
-        for start, size, count, at_once in pieces(total.products.tiles, points, self.winograd.sums):
-            with T.grid(points // at_once, count) as (p, piece):
-                places = [
-                    (p * at_once + q, start + piece * size + t)
-                    for q in range(at_once)
-                    for t in range(size)
-                ]
-                self._tile(total, weight, places)
+    def _multiply(
+        self,
+        total: _Sum,
+        weight: Callable[..., Any],
+        ask: Callable[..., None] | None = None,
+    ) -> None:
+        """Every tile and point of a sum, in pieces that fit the registers.
 
-    def _tile(self, total: _Sum, weight: Callable[..., Any], places: list[tuple]) -> None:
+        All tiles at some points before the next, so that weights come once from a far cache.
+        ``ask(item, point, points, share)`` prefetches a share of an item's weights for the next.
+        """
+        points = self.winograd.points
+        cut = pieces(total.products.tiles, points, self.winograd.sums)
+        together = lcm(*(piece.at_once for piece in cut))
+        with T.serial(0, points // together) as step:
+            for start, size, count, at_once in cut:
+                with T.grid(together // at_once, count) as (p, piece):
+                    first = step * together + p * at_once
+                    places = [
+                        (first + q, start + piece * size + t)
+                        for q in range(at_once)
+                        for t in range(size)
+                    ]
+
+                    def prefetch(item, at=(p, piece), of=(together // at_once, count)) -> None:
+                        if ask is not None:
+                            share = (at[0] * of[1] + at[1], of[0] * of[1])
+                            ask(item, (step + 1) * together, together, share)
+
+                    self._tile(total, weight, places, None if start else prefetch)
+
+    @property
+    def _prefetches_points(self) -> bool:
+        """Whether weights that are transformed are prefetched while those before are in use."""
+        return self.spec.few_registers and not self.winograd.by_channel
+
+    def _ask_points(self, products: Products, item, points: tuple, share: tuple) -> None:
+        """Ask for a share, (number, of how many), of an item's weights at (first, count) points.
+
+        After the last point of these blocks come the first ones of the blocks that follow.
+        """
+        per_point = -(-self._item_channels * self.lanes // LINE)
+        per_block = points[1] * per_point
+        lines = per_block * len(products.blocks)
+        each = -(-lines // share[1])
+        past = points[0] >= self.winograd.points
+        first = tirx.Select(past, 0, points[0])
+        blocks = [
+            tirx.Select(past, following, block)
+            for block, following in zip(products.blocks, products.following, strict=True)
+        ]
+        for k in range(each):
+            line = tirx.min(share[0] * each + k, lines - 1)
+            block = blocks[0]
+            if len(blocks) > 1:
+                block = tirx.Select(line < per_block, *blocks)
+            line = tirx.floormod(line, per_block)
+            point = first + tirx.floordiv(line, per_point)
+            ask_for(self.weight, (block, point, item, 0, tirx.floormod(line, per_point) * LINE))
+
+    def _tile(
+        self,
+        total: _Sum,
+        weight: Callable[..., Any],
+        places: list[tuple],
+        prefetch: Callable[..., None] | None,
+    ) -> None:
         """Some points of some tiles, in registers."""
         products = total.products
         acc = registers(len(products.blocks), len(places), lanes=self.lanes)
         self._start(acc)
         by_vector = self.spec.by_lane and not self.winograd.by_channel
-        channels = self._channels(products.n, total.first, total.count, by_vector=by_vector)
-        with channels as channel:
+        walk = (products.n, total.first, total.count)
+        with self._channels(*walk, by_vector=by_vector, prefetch=prefetch) as channel:
             at = [self._place(products, p, channel.block, t) for p, t in places]
             if by_vector:
                 self._add_by_lane(products.u, weight, acc, places, at, channel)
@@ -299,8 +377,9 @@ class WinogradProducts(Conv2dBuilder):
 
     def _place(self, products: Products, point, block, tile) -> tuple:
         """Where in u a point of a tile of a block is."""
-        sample = 0 if self.winograd.fuses_input else products.n
-        return sample, point, block * self.winograd.tiles + products.tile + tile
+        fused = self.winograd.fuses_input
+        sample, tiles = (0, products.tiles) if fused else (products.n, self.winograd.tiles)
+        return sample, point, block * tiles + products.tile + tile
 
     def _start(self, acc: np.ndarray) -> None:
         for one in acc.flat:
@@ -321,11 +400,11 @@ class WinogradProducts(Conv2dBuilder):
 
     def _add_by_lane(self, u: Buffer, weight: Callable, acc, places, at, channel: _Channel) -> None:
         """Multiply all channels of a block: sums in turns, so that none waits for itself."""
-        lanes, v = self.spec.x.lanes, T.Ramp(0, 1, self.lanes)
+        channels, v = self.spec.x.lanes, T.Ramp(0, 1, self.lanes)
         for start in range(0, len(places), _IN_TURNS):
             some = slice(start, start + _IN_TURNS)
-            inputs = [repeated_lanes(u, where, lanes) for where in at[some]]
-            for lane in range(lanes):
+            inputs = [repeated_lanes(u, where, channels, self.lanes) for where in at[some]]
+            for lane in range(channels):
                 one = _Channel(channel.index + lane, channel.block, lane)
                 for to, (p, _), one_u in zip(acc[0, some], places[some], inputs, strict=True):
                     T.buffer_store(to, to[v] + one_u[lane] * weight(0, p, one, v), [v])

@@ -43,6 +43,7 @@ from tvm_dynprune.passes.kernel_cost import (
 from tvm_dynprune.soc import Cost
 
 ASSUMED_OPEN = 0.7  # of each side, without calibration: half of the pairs
+_FEW_CHANNELS = 16  # over squares of pixels, which are one block of channels
 _ALL_BUT = 0.95  # of the pairs; with more gaps weights are no longer read in order
 
 
@@ -218,7 +219,7 @@ class CostModel:
         if strides == (1, 1) and kernel == (3, 3) and c_in % self.lanes == 0:
             return [("winograd_2", 3), ("winograd_4", 3)]
         side = kernel_after(kernel[0], pads[0])
-        if strides == (2, 2) and side in (3, 4) and 4 * c_in <= self.lanes:
+        if strides == (2, 2) and side in (3, 4) and 4 * c_in <= _FEW_CHANNELS:
             return [("winograd_strided", side)]
         return []
 

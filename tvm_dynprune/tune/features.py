@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the cost model sees of a candidate."""
 
+from dataclasses import replace
 from math import log2, prod
 from typing import Any
 
@@ -62,12 +63,11 @@ def _direct(spec: Conv2d, schedule: Schedule) -> list[float]:
 
 def _winograd(spec: Conv2d, schedule: Schedule) -> list[float]:
     """Accumulators at most; strip and its rows; steps and tiles per step; channels at once."""
-    plane = Winograd(spec, int(schedule.algorithm[-1]))
-    rows = min(plane.rows, max(1, schedule.strip_tiles // plane.columns))
-    tiles = rows * plane.columns
+    plane = Winograd(replace(spec, schedule=schedule), int(schedule.algorithm[-1]))
+    tiles = plane.strip_rows * plane.columns
     sums = schedule.sums or 1
     steps = sum(count for *_, count in cut_evenly(tiles, sums))
     spill = max(0, sums - spec.sums)
     transformed = float(plane.packs_transformed)
     at_once = float(schedule.channels_at_once)
-    return [sums, rows, tiles, log2(steps), tiles / steps, spill, at_once, transformed]
+    return [sums, plane.strip_rows, tiles, log2(steps), tiles / steps, spill, at_once, transformed]

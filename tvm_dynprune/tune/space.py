@@ -86,8 +86,10 @@ def _winograd_space(plane: Winograd, quick: bool) -> Space:
     most = plane.conv.sums
     strips = {}  # how rows are cut → strip_tiles
     for tiles in (128, 32, 16, 64):
-        strips[str(cut_evenly(plane.rows, max(1, tiles // plane.columns)))] = tiles
-    heights = {size for tiles in strips.values() for size in _strip_sizes(plane, tiles)}
+        strips[str(_strips(plane, tiles))] = tiles
+    heights = {
+        size * plane.columns for tiles in strips.values() for _, size, _ in _strips(plane, tiles)
+    }
     sums = {}  # how their tiles are cut → sums
     for count in (most + 2, *(max(1, most * k // 7) for k in (2, 3, 4, 5, 6, 7))):
         sums[str([_cut(plane, size, count) for size in heights])] = count
@@ -107,10 +109,11 @@ def _cut(plane: Winograd, tiles: int, sums: int) -> list:
     return pieces(tiles, plane.points, sums)
 
 
-def _strip_sizes(plane: Winograd, strip_tiles: int) -> set[int]:
-    """Tiles of the strips that a plane is cut into."""
-    rows = cut_evenly(plane.rows, max(1, strip_tiles // plane.columns))
-    return {size * plane.columns for _, size, _ in rows}
+def _strips(plane: Winograd, tiles: int) -> list:
+    """How rows of tiles are cut into strips."""
+    schedule = replace(plane.conv.schedule, strip_tiles=tiles)
+    strip_rows = replace(plane, conv=replace(plane.conv, schedule=schedule)).strip_rows
+    return cut_evenly(plane.rows, strip_rows)
 
 
 def workload_module(task: TuningTask) -> IRModule:
