@@ -31,7 +31,7 @@ _LATER = 12  # items: what memory needs to answer
 _CHUNK = 128  # products, about; adding them to a total costs two more in a hundred
 _LARGE_WINDOW = 144  # products of a block, above which its chunks are rows of the window
 _ROWS_CHUNK = 48  # products of these, at most
-_LARGE_CHUNK = 72  # products, at most, that all pixels take before the next ones
+_LARGE_CHUNK = 96  # products, at most, that all pixels take before the next ones
 
 
 class Step(NamedTuple):
