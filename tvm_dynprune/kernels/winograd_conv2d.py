@@ -16,7 +16,8 @@ from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import Part, cut, cut_evenly
 from tvm_dynprune.kernels.winograd import Winograd
 from tvm_dynprune.kernels.winograd_input import transform_strip, whole_rows
-from tvm_dynprune.kernels.winograd_products import Gathered, Products, WinogradProducts
+from tvm_dynprune.kernels.winograd_products import WinogradProducts
+from tvm_dynprune.kernels.winograd_sums import Gathered, Products
 from tvm_dynprune.kernels.winograd_transforms import output_transform
 
 _FEW_BLOCKS = 16  # whose open ones may not keep all threads busy
