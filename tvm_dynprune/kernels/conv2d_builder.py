@@ -147,7 +147,7 @@ class Conv2dBuilder:
         """Emit the visit of all blocks, or of those of a list."""
         for first, times, vectors in self.runs(n):
             with parallel(times, self.parts) as (i, part):
-                self._visit(n, first + i * vectors, vectors, part)
+                self.some_blocks(n, *self.neighbours(n, first + i * vectors, vectors), part)
 
     def runs(self, n) -> list[tuple]:
         """(first position, times, vectors at a time) of the blocks: several at a time, the rest."""
@@ -159,10 +159,6 @@ class Conv2dBuilder:
         elif not isinstance(count, int) and vectors > 1:
             runs.append((whole * vectors, count - whole * vectors, 1))
         return runs
-
-    def _visit(self, n, position, vectors: int, part: Part) -> None:
-        """Emit the visit of neighbours in the list."""
-        self.some_blocks(n, *self.neighbours(n, position, vectors), part)
 
     def neighbours(self, n, position, vectors: int) -> tuple[list, list]:
         """`vectors` blocks from a position of the list on, and as many that follow them."""

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The second kernel of a Winograd convolution: products, the transform back, and the epilogue."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,12 +36,6 @@ class _Strip:
     height: int  # in pixels
 
 
-@contextmanager
-def _if(condition) -> Iterator[None]:
-    with T.If(condition), T.Then():
-        yield
-
-
 def _strips(spec: Winograd) -> list[tuple[_Strip, int]]:
     """The strips of a plane and how many are alike; the last row of tiles may reach past y."""
     height, m = spec.conv.y.height, spec.m
@@ -77,7 +69,7 @@ class _Builder(WinogradProducts):
             before = 0
             for strip, count in _strips(self.winograd):
                 mine = tirx.all(number >= before, number < before + count)
-                with nullcontext() if count == self.parts else _if(mine):
+                with T.If(mine), T.Then():
                     row = strip.row + (number - before) * strip.rows
                     self._fused_strip(n, strip, count, row, Part(number, self.parts))
                 before += count

@@ -6,6 +6,7 @@ in registers, a row of points at a time, else through memory, some input channel
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from tvm import tirx
@@ -33,28 +34,26 @@ class WinogradProducts(WinogradSums):
         def weight(k: int, point, channel: Channel, v):
             return self.weight[products.blocks[k], point, channel.block, channel.lane, v]
 
-        def ask(item, point, points: int, share: tuple) -> None:
-            self._ask_points(products, item, (point, points), share)
-
         total = Sum(products, 0, self.items(products.n))
-        self.sum_up(total, weight, ask if self._prefetches_points else None)
+        ask = partial(self._ask_points, products) if self._prefetches_points else None
+        self.sum_up(total, weight, ask)
 
     @property
     def _prefetches_points(self) -> bool:
         """Whether weights that are transformed are prefetched while those before are in use."""
         return self.spec.few_registers and not self.winograd.by_channel
 
-    def _ask_points(self, products: Products, item, points: tuple, share: tuple) -> None:
-        """Ask for a share, (number, of how many), of an item's weights at (first, count) points.
+    def _ask_points(self, products: Products, item, point, points: int, share: tuple) -> None:
+        """Ask for a share, (number, of how many), of an item's weights at `points` from `point` on.
 
         After the last point of these blocks come the first ones of the blocks that follow.
         """
         per_point = -(-self.item_channels * self.lanes // LINE)
-        per_block = points[1] * per_point
+        per_block = points * per_point
         lines = per_block * len(products.blocks)
         each = -(-lines // share[1])
-        past = points[0] >= self.winograd.points
-        first = tirx.Select(past, 0, points[0])
+        past = point >= self.winograd.points
+        first = tirx.Select(past, 0, point)
         blocks = [
             tirx.Select(past, following, block)
             for block, following in zip(products.blocks, products.following, strict=True)
@@ -65,8 +64,8 @@ class WinogradProducts(WinogradSums):
             if len(blocks) > 1:
                 block = tirx.Select(line < per_block, *blocks)
             line = tirx.floormod(line, per_block)
-            point = first + tirx.floordiv(line, per_point)
-            ask_for(self.weight, (block, point, item, 0, tirx.floormod(line, per_point) * LINE))
+            at = first + tirx.floordiv(line, per_point)
+            ask_for(self.weight, (block, at, item, 0, tirx.floormod(line, per_point) * LINE))
 
     @property
     def _at_once(self) -> int:
