@@ -64,20 +64,12 @@ class Conv2d:
         """The loops of a direct convolution over input channels and window."""
         pixels = self.y.height * self.y.width
         sides = self.x, self.kernel, pixels, self.open_in, self.unit_in
-        return Reduction(*sides, wide=self.wide, unrolls=self.few_registers)
+        return Reduction(*sides, unrolls=self.few_registers)
 
     @property
     def few_registers(self) -> bool:
         """Whether registers hold small tiles only, whose inputs and weights take long to load."""
         return self.registers <= _FEW_REGISTERS and not self.by_lane
-
-    @property
-    def wide(self) -> bool:
-        """Whether addresses that come from a list are of 64 bits, to which constants add for free.
-
-        Where a load feeds one multiply-add or two, an instruction more for each address is felt.
-        """
-        return self.by_lane or self.few_registers
 
     @property
     def by_input_block(self) -> bool:

@@ -53,10 +53,9 @@ class Step(NamedTuple):
 class Reduction:
     """The loops over input channels and window of one convolution.
 
-    `unit` is how many neighbouring input channels open together where they are `listed`. Addresses
-    that come from a list are `wide` where an instruction adds a constant to 64 bits only. It
-    `unrolls` the channels of a block where LLVM, left to do it, would unroll the window with them
-    and keep what it loaded for other pixels, for which there are no registers.
+    `unit` is how many neighbouring input channels open together where they are `listed`. It `unrolls`
+    the channels of a block where LLVM, left to do it, would unroll the window with them and keep
+    what it loaded for other pixels, for which there are no registers.
     """
 
     x: FeatureMap
@@ -64,7 +63,6 @@ class Reduction:
     pixels: int
     listed: bool
     unit: int
-    wide: bool = False
     unrolls: bool = False
 
     @property
@@ -228,5 +226,5 @@ class Reduction:
             if items is None:
                 yield position, position, later
             else:
-                item = items[n, position]
-                yield position, T.cast(item, "int64") if self.wide else item, items[n, later]
+                # An instruction adds constants to an address of 64 bits for free.
+                yield position, T.cast(items[n, position], "int64"), items[n, later]

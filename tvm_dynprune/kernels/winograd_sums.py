@@ -123,8 +123,7 @@ class WinogradSums(Conv2dBuilder):
         """Emit which block of input channels, or channel, is at a position of the list."""
         if not self.spec.open_in:
             return position
-        item = self.list_in[n, position]
-        return T.cast(item, "int64") if self.spec.wide else item
+        return T.cast(self.list_in[n, position], "int64")  # see `Reduction`
 
     def sum_up(
         self,
