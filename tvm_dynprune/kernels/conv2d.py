@@ -80,21 +80,20 @@ class Conv2d:
     def pairs(self) -> bool:
         """Whether two vectors of output channels are computed together.
 
-        With few registers a tile is small; its inputs, each of which is loaded for itself, then
-        serve two multiply-adds, as loads do not keep up with one.
+        Each input that is loaded then serves two multiply-adds: cores that start two of these in a
+        cycle can load no more than two vectors.
         """
-        return self.few_registers and self.visit in ("all", "blocks") and self.y.blocks > 1
+        return not self.by_lane and self.visit in ("all", "blocks") and self.y.blocks > 1
 
     @property
     def sums(self) -> int:
         """Accumulators of one vector of output channels that stay in registers."""
         if self.by_lane:
             return self.registers - self.x.lanes - SPARE_REGISTERS
-        if not self.few_registers:
-            return self.registers - SPARE_REGISTERS
         if self.pairs:
             return (self.registers - SPARE_REGISTERS) // 2
-        return self.registers // 2  # LLVM loads inputs that serve one multiply-add far ahead
+        # With few, LLVM loads inputs that serve one multiply-add far ahead.
+        return self.registers // 2 if self.few_registers else self.registers - SPARE_REGISTERS
 
     @property
     def input_outer(self) -> bool:

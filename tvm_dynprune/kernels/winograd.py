@@ -22,7 +22,7 @@ from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, cut_evenly
 from tvm_dynprune.kernels.winograd_transforms import transformed_weight
 
 # By lanes, of what bytes cores multiply in a cycle: without gates, and with.
-_FEW_TILES = {4: (4, 16), 8: (16, 16), 16: (16, 64)}
+_FEW_TILES = {4: (4, 16), 8: (16, 16), 16: (16, 16)}
 _ENOUGH_AT_ONCE = 4  # tiles that share a row of weights
 _ENOUGH_STRIPS = 4  # for threads to share
 
@@ -123,14 +123,14 @@ class Winograd:
         """Whether one kernel does all, strip by strip.
 
         What it transforms, and multiplies for every output channel, then stays in a near cache: of
-        few input channels, or of many where each is read often, as few registers make it.
+        few input channels, or of many where the whole plane would not.
         """
         conv = self.conv
         by_block = not self.by_channel and conv.visit in ("all", "blocks")
         if not (by_block and self.packs_transformed):
             return False
         strips = -(-self.rows // self._rows_of(conv.schedule.strip_tiles))
-        return strips > 1 if conv.x.blocks == 1 else conv.few_registers and strips >= _ENOUGH_STRIPS
+        return strips > 1 if conv.x.blocks == 1 else not conv.by_lane and strips >= _ENOUGH_STRIPS
 
     @property
     def sums(self) -> int:

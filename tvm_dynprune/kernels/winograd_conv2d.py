@@ -59,7 +59,7 @@ class _Builder(WinogradProducts):
 
     @property
     def vectors(self) -> int:
-        return 2 if self.spec.pairs else 1
+        return 2 if self.spec.pairs and not self.winograd.transforms_in_registers else 1
 
     def blocks(self, n) -> None:
         if not self.winograd.fuses_input:

@@ -41,7 +41,7 @@ class WinogradProducts(WinogradSums):
     @property
     def _prefetches_points(self) -> bool:
         """Whether weights that are transformed are prefetched while those before are in use."""
-        return self.spec.few_registers and not self.winograd.by_channel
+        return not self.spec.by_lane and not self.winograd.by_channel
 
     def _ask_points(self, products: Products, item, point, points: int, share: tuple) -> None:
         """Ask for a share, (number, of how many), of an item's weights at `points` from `point` on.
