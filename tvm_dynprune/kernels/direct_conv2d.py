@@ -21,7 +21,7 @@ from tvm_dynprune.kernels.reduction import Step
 from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, Tile
 
-_FEW_PIXELS = 256
+_FEW_PIXELS, _MANY_PIXELS = 256, 1024
 _MOST_VECTORS = 8  # computed together: as many streams of weights as hardware follows
 _FEW_BLOCKS = 16  # whose open ones may not keep all threads busy
 _MOST_PARTS = 2
@@ -59,10 +59,13 @@ def pack_direct_weight(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
 def prefetches(spec: Conv2d) -> bool:
     """Whether a kernel prefetches weights, unless they are quick.
 
-    A list has gaps that no hardware foresees; with very many pixels it has time to fetch.
+    With very many pixels it has time to fetch. A core that multiplies by lane is slow enough to
+    wait for those of a list only, whose gaps no hardware foresees.
     """
-    few = spec.y.height * spec.y.width <= _FEW_PIXELS
-    return few and spec.open_in and spec.by_input_block and spec.visit != "gather"
+    pixels = spec.y.height * spec.y.width
+    if spec.by_lane and (pixels > _FEW_PIXELS or not spec.open_in):
+        return False
+    return pixels <= _MANY_PIXELS and spec.by_input_block and spec.visit != "gather"
 
 
 def direct_conv2d(spec: Conv2d) -> tirx.PrimFunc:
@@ -100,7 +103,6 @@ class _Builder(DirectSums):
         return min(_MOST_PARTS, rows) if few else 1
 
     def some_blocks(self, n, blocks: list, following: list, part: Part) -> None:
-        del following  # direct kernels prefetch within a block
         spec = self.spec
 
         def weight(step: Step, k: int, v):
@@ -118,8 +120,8 @@ class _Builder(DirectSums):
                 with T.vectorized(0, self.lanes) as v:
                     self.store(one[v], n, blocks[k], row + i, column + j, v, k)
 
-        def ask(item, line) -> None:
-            for block in blocks:
+        def ask(item, line, later: bool = False) -> None:
+            for block in following if later else blocks:
                 ask_for(self.weight, (block, item, 0, 0, 0, line * LINE))
 
         slow = prefetches(spec) and not spec.schedule.quick_weights

@@ -19,6 +19,7 @@ from tvm_dynprune.kernels.reduction import Step
 from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import Part, Tile, tile_size, tiles
 
+_HELD = 384 * 1024  # bytes of weights that a second level has room for, besides those in use
 _IN_TURNS = 4  # pixels, as many as a multiply-add takes cycles
 
 
@@ -27,7 +28,8 @@ class Sums:
     """What accumulators (vectors, pixels) start with, are multiplied by, and become.
 
     ``start(acc)``, ``weight(step, vector, lane)``, ``finish(acc, tile, row, column)``, and, where
-    weights are to be prefetched, ``ask(item, line)``: a cache line of those of an item of the list.
+    weights are to be prefetched, ``ask(item, line, later)``: a cache line of those of an item of
+    the list, of these vectors or of as many that come `later`.
     """
 
     vectors: int
@@ -110,7 +112,7 @@ class DirectSums(Conv2dBuilder):
         needed = -(-of_item * reduction.large_chunk // (tile.row_count * tile.column_count))
         share = min((k for k in range(needed, of_item) if of_item % k == 0), default=of_item)
         items = -(-needed // of_item)
-        number = (at[0] // tile.height) * tile.column_count + at[1] // tile.width
+        number, _ = self._number(tile, at)
         end = self.count_in[n]
         for k in range(items):
             line = number * share * items + k * of_item
@@ -118,6 +120,38 @@ class DirectSums(Conv2dBuilder):
             with T.If(tirx.all(item < end, line < of_item * reduction.large_chunk)), T.Then():
                 for i in range(share):
                     ask(self.list_in[n, item], line % of_item + i)
+
+    def _number(self, tile: Tile, at: tuple) -> tuple:
+        """Which tile of the plane it is, and of how many."""
+        counts = [one.row_count * one.column_count for one in self.tiles]
+        row, column = (at[0] - tile.row) // tile.height, (at[1] - tile.column) // tile.width
+        before = sum(counts[: self.tiles.index(tile)])
+        return before + row * tile.column_count + column, sum(counts)
+
+    def _prefetch(self, tile: Tile, at: tuple, sums: Sums) -> Callable[..., None] | None:
+        """What asks for weights that are needed later, at a place of the window.
+
+        A tile's share of those of the vectors that come next, if a near cache holds them until
+        then; else those of the next item.
+        """
+        ask, spec = sums.ask, self.spec
+        if ask is None:
+            return None
+        lines, width = self._lines, spec.kernel[1]
+        number, count = self._number(tile, at)
+        size = 4 * sums.vectors * self.lanes * int(np.prod(spec.reduction.weight_shape))
+        share = -(-lines // count)
+
+        def ask_share(item, _next, i, j) -> None:
+            for k in range(share):
+                line = tirx.floormod(number * share + k, lines)
+                ask(item, (i * width + j) * lines + line, later=True)
+
+        def ask_next(_item, following, i, j) -> None:
+            for line in range(lines):
+                ask(following, (i * width + j) * lines + line)
+
+        return ask_share if size <= _HELD and spec.visit != "group" else ask_next
 
     @property
     def _lines(self) -> int:
@@ -155,16 +189,11 @@ class DirectSums(Conv2dBuilder):
         """Add all products of a tile, or those `within` a chunk."""
         lists = (self.list_in, self.count_in) if self.spec.open_in else (None, None)
 
-        def prefetch(item, i, j) -> None:
-            assert sums.ask is not None
-            for line in range(self._lines):
-                sums.ask(item, (i * self.spec.kernel[1] + j) * self._lines + line)
-
         with self.spec.reduction.loops(
             n,
             *lists,
             end_chunk,
-            prefetch if sums.ask and within is None else None,
+            self._prefetch(tile, at, sums) if within is None else None,
             by_vector=self._by_vector,
             within=within,
         ) as step:

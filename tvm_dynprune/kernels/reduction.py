@@ -155,8 +155,8 @@ class Reduction:
     ) -> Iterator[Step]:
         """Emit the loops for sample `n`, over the list `items` if there is one.
 
-        `end_chunk` emits what follows a chunk, if it is `chunked`. ``prefetch(item, i, j)`` asks
-        for the next block's weights at a place of the window. `by_vector`, in order "blocks", stops
+        `end_chunk` emits what follows a chunk, if it is `chunked`. ``prefetch(item, later, i,
+        j)`` asks for weights at a place of the window, with the item and the one that comes next. `by_vector`, in order "blocks", stops
         at the first lane of each block only. `within` are the position and the number of the items
         of a `large_chunk`, if they are all.
         """
@@ -171,7 +171,7 @@ class Reduction:
                         self._cut(at * kh + i, self._rows, end_chunk)
                     with T.serial(0, kw) as j:
                         if prefetch is not None:
-                            prefetch(later, i, j)
+                            prefetch(block, later, i, j)
                         with lanes(0, 1 if by_vector else self.block_channels) as lane:
                             index = at * self.x.lanes + lane
                             yield Step(block, lane, i, j, index, (block, i, j, lane))
@@ -224,7 +224,17 @@ class Reduction:
             position = first + i
             later = tirx.min(position + ahead, end - 1)
             if items is None:
-                yield position, position, later
+                yield position, wide(position), later
             else:
-                # An instruction adds constants to an address of 64 bits for free.
-                yield position, T.cast(items[n, position], "int64"), items[n, later]
+                yield position, wide(items[n, position]), items[n, later]
+
+
+def wide(index):
+    """Emit a copy of 64 bits, which TVM does not narrow again; returns it.
+
+    An instruction adds a constant to an address of 64 bits for free. With 32, LLVM spends an
+    instruction or two on each address, and loads so far ahead that sums do not fit the registers.
+    """
+    copy = T.alloc_buffer((1,), "int64")
+    T.buffer_store(copy, T.cast(index, "int64"), [0])
+    return copy[0]

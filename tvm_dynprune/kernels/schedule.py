@@ -16,8 +16,8 @@ class Schedule:
         `conv2d_over_squares`.
     quick_weights
         Nothing has to be done to fetch weights quickly: they stay in the caches from one input to
-        the next, or lists leave hardly any gaps for hardware to stumble over. Without it direct
-        kernels prefetch, and Winograd's transform weights on the way where there are few tiles.
+        the next. Without it direct kernels prefetch, and Winograd's transform weights on the way
+        where there are few tiles.
     tile
         Direct: height and width, in pixels, of the accumulators that stay in registers; None for
         what `tiling.tile_size` says.

@@ -15,6 +15,7 @@ from tvm.tirx import Buffer
 
 from tvm_dynprune.kernels.conv2d_builder import Conv2dBuilder, repeated_lanes
 from tvm_dynprune.kernels.gather import GatheredVector
+from tvm_dynprune.kernels.reduction import wide
 from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.winograd import Winograd, pieces
 
@@ -121,9 +122,7 @@ class WinogradSums(Conv2dBuilder):
 
     def item(self, n, position):
         """Emit which block of input channels, or channel, is at a position of the list."""
-        if not self.spec.open_in:
-            return position
-        return T.cast(self.list_in[n, position], "int64")  # see `Reduction`
+        return wide(self.list_in[n, position] if self.spec.open_in else position)
 
     def sum_up(
         self,

@@ -44,7 +44,6 @@ from tvm_dynprune.soc import Cost
 
 ASSUMED_OPEN = 0.7  # of each side, without calibration: half of the pairs
 _FEW_CHANNELS = 16  # over squares of pixels, which are one block of channels
-_ALL_BUT = 0.95  # of the pairs; with more gaps weights are no longer read in order
 
 
 @tvm.transform.module_pass(opt_level=0, name="ChooseAlgorithm")
@@ -88,19 +87,14 @@ class ChooseAlgorithm:
         for global_var, func in functions.items():
             if is_composite(func) and func.attrs["Composite"] == PREFIX + "conv2d":
                 if "algorithm" not in func.attrs:
-                    quick = model.cached or self._is_open(func)
-                    costs = model.costs(func, *self._open_fractions(func), quick=quick)
+                    costs = model.costs(func, *self._open_fractions(func), quick=cached)
                     chosen = {
                         "algorithm": min(costs, key=lambda name: costs[name]),
                         "costs": json.dumps(costs),
-                        "weights_quick": int(quick),
+                        "weights_quick": int(cached),
                     }
                     functions[global_var] = func.with_attrs(chosen)
         return tvm.IRModule(functions, attrs=mod.attrs)
-
-    def _is_open(self, func: relax.Function) -> bool:
-        """Whether calibration found hardly a gap in what is read of the weights."""
-        return self.open_products.get(str(func.attrs["layer"]), 0.0) >= _ALL_BUT
 
     def _open_fractions(self, func: relax.Function) -> tuple[float, float]:
         gated = _gated_sides(func)
