@@ -59,17 +59,17 @@ def _input_of_4(d: list) -> list:
 
 
 def _input_of_6(d: list) -> list:
-    even = T.float32(2 / 3) * d[2] - T.float32(1 / 6) * d[4]
-    odd = T.float32(2 / 3) * d[1] - T.float32(1 / 6) * d[3]
-    near = T.float32(1 / 24) * d[4] - T.float32(1 / 24) * d[2]
-    far = T.float32(1 / 12) * d[3] - T.float32(1 / 12) * d[1]
+    four, five = T.float32(4), T.float32(5)
+    sixth, small = T.float32(1 / 6), T.float32(1 / 24)
+    even, odd = (four * d[2] - d[4]) * sixth, four * d[1] - d[3]
+    near, far = (d[4] - d[2]) * small, d[3] - d[1]
     return [
         d[0] - T.float32(5 / 4) * d[2] + T.float32(1 / 4) * d[4],
-        even + odd,
-        even - odd,
-        near + far,
-        near - far,
-        T.float32(4) * d[1] - T.float32(5) * d[3] + d[5],
+        even + sixth * odd,
+        even - sixth * odd,
+        near + T.float32(1 / 12) * far,
+        near - T.float32(1 / 12) * far,
+        d[5] - five * d[3] + four * d[1],
     ]
 
 
