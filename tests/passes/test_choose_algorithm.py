@@ -129,18 +129,6 @@ def test_weights_that_stay_in_the_cache_cost_less():
     assert costs[0] / costs[1] == pytest.approx((36 + 0.5) / (36 + 4.0))  # for 36 pixels
 
 
-@pytest.mark.parametrize(("product", "quick"), [(0.94, 0), (0.95, 1)])
-def test_weights_read_with_hardly_a_gap_are_quick_to_fetch(product, quick):
-    after = ChooseAlgorithm(LANES, COST, NO_CACHE, {"second": product})(
-        annotated("layers_in_a_row")
-    )
-    chosen = (f.attrs for f in composites(after).values() if "weights_quick" in f.attrs)
-    quick_of = {str(attrs["layer"]): attrs["weights_quick"] for attrs in chosen}
-    assert quick_of.pop("second") == quick
-    assert quick_of
-    assert not any(quick_of.values())
-
-
 def test_weights_count_as_the_largest_transform_makes_them():
     def body(g, x):
         return g.conv(g.conv(x, 16, 1, "first"), 32, 3, "second", padding=1)

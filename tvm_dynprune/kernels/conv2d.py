@@ -95,16 +95,6 @@ class Conv2d:
         # With few, LLVM loads inputs that serve one multiply-add far ahead.
         return self.registers // 2 if self.few_registers else self.registers - SPARE_REGISTERS
 
-    @property
-    def input_outer(self) -> bool:
-        """Whether a direct convolution walks the open input channels once for many outputs.
-
-        Where weights for few pixels take longer to fetch than to multiply, those of one input
-        channel are then one run of memory.
-        """
-        few = self.y.height * self.y.width <= self.registers - SPARE_REGISTERS
-        return self.open_in and self.visit == "all" and few
-
 
 def pack_channels(values: np.ndarray, size: FeatureMap) -> np.ndarray:
     """A per-channel vector (C,) padded with zeros to whole blocks: (blocks * lanes,)."""

@@ -44,8 +44,7 @@ class Convolution:
     @property
     def can_pool(self) -> bool:
         """Whether `kernel` can pool y on the way: a vector of y's channels at a time, in order."""
-        by_block = self.spec.visit in ("all", "blocks")
-        return by_block and (self.winograd is not None or not self.spec.input_outer)
+        return self.spec.visit in ("all", "blocks")
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

@@ -25,16 +25,11 @@ _FEW_PIXELS, _MANY_PIXELS = 256, 1024
 _MOST_VECTORS = 8  # computed together: as many streams of weights as hardware follows
 _FEW_BLOCKS = 16  # whose open ones may not keep all threads busy
 _MOST_PARTS = 2
-_PARTS = 4  # of the open input channels, where all outputs are computed together
-_AT_ONCE = 4  # input channels, likewise: the sums are loaded and stored once for them
 
 
 def direct_weight_shape(spec: Conv2d) -> tuple[int, ...]:
     """Shape of the packed weights."""
     x, y = spec.x, spec.y
-    if spec.input_outer:
-        items = spec.reduction.list_length
-        return (items, y.blocks, *spec.kernel, x.channels // items, y.lanes)
     if spec.visit == "gather":
         return (y.blocks, x.channels, *spec.kernel, y.lanes)
     return (y.blocks, *spec.reduction.weight_shape, y.lanes)
@@ -46,10 +41,6 @@ def pack_direct_weight(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
     lanes = spec.y.lanes
     padded = np.zeros((spec.y.blocks * lanes, c_in, kh, kw), "float32")
     padded[:c_out] = weight
-    if spec.input_outer:
-        items = spec.reduction.list_length
-        blocked = padded.reshape(spec.y.blocks, lanes, items, c_in // items, kh, kw)
-        return np.ascontiguousarray(blocked.transpose(2, 0, 4, 5, 3, 1))
     blocked = padded.reshape(spec.y.blocks, lanes, c_in, kh, kw)
     if spec.visit == "gather":
         return np.ascontiguousarray(np.moveaxis(blocked, 1, -1))
@@ -63,9 +54,9 @@ def prefetches(spec: Conv2d) -> bool:
     wait for those of a list only, whose gaps no hardware foresees.
     """
     pixels = spec.y.height * spec.y.width
-    if spec.by_lane and (pixels > _FEW_PIXELS or not spec.open_in):
+    if spec.by_lane and (pixels > _FEW_PIXELS or not (spec.open_in and spec.by_input_block)):
         return False
-    return pixels <= _MANY_PIXELS and spec.by_input_block and spec.visit != "gather"
+    return pixels <= _MANY_PIXELS and spec.visit != "gather"
 
 
 def direct_conv2d(spec: Conv2d) -> tirx.PrimFunc:
@@ -77,12 +68,6 @@ class _Builder(DirectSums):
     def declare_input(self) -> None:
         self.x = self.spec.x.argument("x")
         self.weight = T.arg("weight", T.buffer(direct_weight_shape(self.spec), "float32"))
-
-    def sample(self, n) -> None:
-        if self.spec.input_outer:
-            self._sample_input_outer(n)
-        else:
-            super().sample(n)
 
     @property
     def vectors(self) -> int:
@@ -120,62 +105,16 @@ class _Builder(DirectSums):
                 with T.vectorized(0, self.lanes) as v:
                     self.store(one[v], n, blocks[k], row + i, column + j, v, k)
 
-        def ask(item, line, later: bool = False) -> None:
-            for block in following if later else blocks:
-                ask_for(self.weight, (block, item, 0, 0, 0, line * LINE))
+        def ask(block, place: tuple, line) -> None:
+            ask_for(self.weight, (block, *place, line * LINE))
 
         slow = prefetches(spec) and not spec.schedule.quick_weights
-        sums = Sums(len(blocks), weight, start, finish, ask if slow else None)
+        sums = Sums(blocks, following, weight, start, finish, ask if slow else None)
         with self.summed(blocks, part):
             self.sum_pixels(n, part, sums)
         with part.first():
             for block in blocks:
                 zero_halo(self.y, spec.y, n, block)
-
-    def _sample_input_outer(self, n) -> None:
-        """Threads share the open input channels, each of which adds to every output."""
-        spec, y, lanes = self.spec, self.spec.y, self.lanes
-        pixels, count = y.height * y.width, self.count_in[n]
-        sums = T.alloc_buffer((_PARTS, y.blocks, pixels, lanes), "float32")
-        with T.parallel(0, _PARTS) as part:
-            with T.grid(y.blocks, pixels) as (block, t), T.vectorized(0, lanes) as v:
-                T.buffer_store(sums, T.float32(0), [part, block, t, v])
-            first, end = (tirx.floordiv((part + k) * count, _PARTS) for k in (0, 1))
-            at_once = 1 if spec.by_input_block else _AT_ONCE
-            with T.serial(0, tirx.floordiv(end - first + at_once - 1, at_once)) as chunk:
-                start = first + chunk * at_once
-                with T.serial(0, y.blocks) as block:
-                    self._add(n, sums, (part, block), start, tirx.min(end - start, at_once))
-        with T.parallel(0, y.blocks) as block:
-            for t in range(pixels):
-                with T.vectorized(0, lanes) as v:
-                    total = self.bias[block * lanes + v] if spec.bias else T.float32(0)
-                    for part in range(_PARTS):
-                        total = total + sums[part, block, t, v]
-                    self.store(total, n, block, t // y.width, t % y.width, v)
-            zero_halo(self.y, y, n, block)
-
-    def _add(self, n, sums, at: tuple, start, count) -> None:
-        """Add the products of `count` items of the input list to all pixels of one block."""
-        spec, y, lanes = self.spec, self.spec.y, self.lanes
-        pixels, channels = y.height * y.width, spec.x.channels // spec.reduction.list_length
-        acc = registers(pixels, lanes=lanes)
-        for t in range(pixels):
-            with T.vectorized(0, lanes) as v:
-                T.buffer_store(acc[t], T.float32(0), [v])
-        with T.serial(0, count) as k, T.grid(*spec.kernel) as (i, j), T.serial(0, channels) as c:
-            item = self.list_in[n, start + k]
-            channel = item * channels + c
-            place = tirx.floordiv(channel, spec.x.lanes), tirx.floormod(channel, spec.x.lanes)
-            for t in range(pixels):
-                step = Step(*place, i, j, channel, ())
-                x = self.x[self.place(n, step, t // y.width, t % y.width)]
-                with T.vectorized(0, lanes) as v:
-                    product = x * self.weight[item, at[1], i, j, c, v]
-                    T.buffer_store(acc[t], acc[t][v] + product, [v])
-        for t in range(pixels):
-            with T.vectorized(0, lanes) as v:
-                T.buffer_store(sums, sums[(*at, t, v)] + acc[t][v], [*at, t, v])
 
     def gathered(self, n, vector: GatheredVector) -> None:
         spec, lanes = self.spec, self.lanes
@@ -209,7 +148,7 @@ class _Builder(DirectSums):
                     T.buffer_store(values, one[v], [t, v])
             self.scatter(n, vector, values, places)
 
-        self.sum_pixels(n, Part(), Sums(1, weight, start, finish))
+        self.sum_pixels(n, Part(), Sums([vector], [vector], weight, start, finish))
 
 
 def _flat(index: Sequence, shape: Sequence[int]):

@@ -28,11 +28,12 @@ class Sums:
     """What accumulators (vectors, pixels) start with, are multiplied by, and become.
 
     ``start(acc)``, ``weight(step, vector, lane)``, ``finish(acc, tile, row, column)``, and, where
-    weights are to be prefetched, ``ask(item, line, later)``: a cache line of those of an item of
-    the list, of these vectors or of as many that come `later`.
+    weights are to be prefetched, ``ask(block, place, line)``: a cache line of those of one of the
+    `blocks`, which are the vectors, or of the `following`, from a place on (`Step.weight`).
     """
 
-    vectors: int
+    blocks: list
+    following: list
     weight: Callable[..., Any]
     start: Callable[..., None]
     finish: Callable[..., None]
@@ -73,19 +74,19 @@ class DirectSums(Conv2dBuilder):
     def _sum_by_chunks(self, n, part: Part, sums: Sums) -> None:
         """Some input channels at a time; their sums wait in memory."""
         spec, y, at_once = self.spec, self.spec.y, self.spec.reduction.large_chunk
-        shape = (sums.vectors, y.height * y.width, self.lanes)
+        shape = (len(sums.blocks), y.height * y.width, self.lanes)
         waiting = T.alloc_buffer(shape, "float32")
-        items = self.count_in[n] if spec.open_in else spec.reduction.list_length
+        items = self._items(n)
         chunks = tirx.max(tirx.floordiv(items + at_once - 1, at_once), 1)
         with T.serial(0, chunks) as chunk:
             first = chunk * at_once
             within = first, tirx.min(items - first, at_once)
 
             def emit(tile: Tile, row, column) -> None:
-                acc = registers(sums.vectors, len(tile.pixels), lanes=self.lanes)
+                acc = registers(len(sums.blocks), len(tile.pixels), lanes=self.lanes)
                 pixels = [(row + i) * y.width + column + j for i, j in tile.pixels]
                 if sums.ask is not None and tile == self.tiles[0]:
-                    self._ask_share(n, tile, (row, column), first + at_once, sums.ask)
+                    self._ask_share(n, tile, (row, column), first + at_once, sums)
                 _zero(acc)
                 self._add_products(n, acc, tile, (row, column), sums, within=within)
                 with T.If(chunk > 0), T.Then():
@@ -105,7 +106,7 @@ class DirectSums(Conv2dBuilder):
 
             self._pixels(part, emit)
 
-    def _ask_share(self, n, tile: Tile, at: tuple, later, ask: Callable[..., None]) -> None:
+    def _ask_share(self, n, tile: Tile, at: tuple, later, sums: Sums) -> None:
         """Ask for a tile's share of the weights of the next chunk, items from `later` on."""
         reduction = self.spec.reduction
         of_item = int(np.prod(reduction.kernel)) * self._lines
@@ -113,13 +114,19 @@ class DirectSums(Conv2dBuilder):
         share = min((k for k in range(needed, of_item) if of_item % k == 0), default=of_item)
         items = -(-needed // of_item)
         number, _ = self._number(tile, at)
-        end = self.count_in[n]
+        end = self._items(n)
         for k in range(items):
             line = number * share * items + k * of_item
             item = later + line // of_item
             with T.If(tirx.all(item < end, line < of_item * reduction.large_chunk)), T.Then():
                 for i in range(share):
-                    ask(self.list_in[n, item], line % of_item + i)
+                    listed = self.list_in[n, item] if self.spec.open_in else item
+                    for block in sums.blocks:
+                        sums.ask(block, (listed, 0, 0, 0), line % of_item + i)
+
+    def _items(self, n):
+        """How many items the list of input channels has."""
+        return self.count_in[n] if self.spec.open_in else self.spec.reduction.list_length
 
     def _number(self, tile: Tile, at: tuple) -> tuple:
         """Which tile of the plane it is, and of how many."""
@@ -132,26 +139,32 @@ class DirectSums(Conv2dBuilder):
         """What asks for weights that are needed later, at a place of the window.
 
         A tile's share of those of the vectors that come next, if a near cache holds them until
-        then; else those of the next item.
+        then; else those of the next item. Of channels on their own, there is one line for each
+        vector: tiles ask for a vector's in turns.
         """
-        ask, spec = sums.ask, self.spec
+        ask, spec, lines = sums.ask, self.spec, self._lines
         if ask is None:
             return None
-        lines, width = self._lines, spec.kernel[1]
         number, count = self._number(tile, at)
-        size = 4 * sums.vectors * self.lanes * int(np.prod(spec.reduction.weight_shape))
         share = -(-lines // count)
+        size = 4 * len(sums.blocks) * self.lanes * int(np.prod(spec.reduction.weight_shape))
 
-        def ask_share(item, _next, i, j) -> None:
-            for k in range(share):
-                line = tirx.floormod(number * share + k, lines)
-                ask(item, (i * width + j) * lines + line, later=True)
+        def ask_share(place: tuple, _next: tuple) -> None:
+            for block, k in product(sums.following, range(share)):
+                ask(block, place, tirx.floormod(number * share + k, lines))
 
-        def ask_next(_item, following, i, j) -> None:
-            for line in range(lines):
-                ask(following, (i * width + j) * lines + line)
+        def ask_in_turns(place: tuple, _next: tuple) -> None:
+            for k, block in enumerate(sums.following):
+                with T.If(number == k % count), T.Then():
+                    ask(block, place, 0)
 
-        return ask_share if size <= _HELD and spec.visit != "group" else ask_next
+        def ask_next(_place: tuple, following: tuple) -> None:
+            for block, line in product(sums.blocks, range(lines)):
+                ask(block, following, line)
+
+        if spec.visit == "group" or (spec.by_input_block and size > _HELD):
+            return ask_next
+        return ask_share if spec.by_input_block else ask_in_turns
 
     @property
     def _lines(self) -> int:
@@ -160,7 +173,7 @@ class DirectSums(Conv2dBuilder):
 
     def _tile(self, n, tile: Tile, at: tuple, sums: Sums) -> None:
         chunked = self.spec.reduction.chunked
-        acc = registers(sums.vectors, len(tile.pixels), lanes=self.lanes)
+        acc = registers(len(sums.blocks), len(tile.pixels), lanes=self.lanes)
         totals = acc
         if chunked:
             totals = registers(*acc.shape, lanes=self.lanes)

@@ -155,8 +155,9 @@ class Reduction:
     ) -> Iterator[Step]:
         """Emit the loops for sample `n`, over the list `items` if there is one.
 
-        `end_chunk` emits what follows a chunk, if it is `chunked`. ``prefetch(item, later, i,
-        j)`` asks for weights at a place of the window, with the item and the one that comes next. `by_vector`, in order "blocks", stops
+        `end_chunk` emits what follows a chunk, if it is `chunked`. ``prefetch(place,
+        later)`` asks for weights, in order "blocks" once for all channels of a block: `place` is
+        the index of those in use, `later` that of the next item's. `by_vector`, in order "blocks", stops
         at the first lane of each block only. `within` are the position and the number of the items
         of a `large_chunk`, if they are all.
         """
@@ -171,19 +172,23 @@ class Reduction:
                         self._cut(at * kh + i, self._rows, end_chunk)
                     with T.serial(0, kw) as j:
                         if prefetch is not None:
-                            prefetch(block, later, i, j)
+                            prefetch((block, i, j, 0), (later, i, j, 0))
                         with lanes(0, 1 if by_vector else self.block_channels) as lane:
                             index = at * self.x.lanes + lane
                             yield Step(block, lane, i, j, index, (block, i, j, lane))
         elif self.order == "window_outer":
             with T.grid(kh, kw) as (i, j):
                 self._cut(i * kw + j, self._columns, end_chunk)
-                with self._open(n, items, count) as (at, c, _):
+                with self._open(n, items, count) as (at, c, later):
+                    if prefetch is not None:
+                        prefetch((i, j, c), (i, j, later))
                     yield Step(*self._split(c), i, j, at, (i, j, c))
         else:
-            with self._open(n, items, count) as (at, c, _):
+            with self._open(n, items, count) as (at, c, later):
                 self._cut(at, self._items, end_chunk)
                 with T.grid(kh, kw) as (i, j):
+                    if prefetch is not None:
+                        prefetch((c, i, j), (later, i, j))
                     yield Step(*self._split(c), i, j, at, (c, i, j))
 
     def _cut(self, position, chunk: int, end_chunk: Callable[[], None] | None) -> None:

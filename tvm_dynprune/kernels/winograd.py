@@ -23,7 +23,7 @@ from tvm_dynprune.kernels.winograd_transforms import transformed_weight
 
 # By lanes, of what bytes cores multiply in a cycle: without gates, and with.
 _FEW_TILES = {4: (4, 16), 8: (16, 16), 16: (16, 16)}
-_ENOUGH_AT_ONCE = 4  # tiles that share a row of weights
+ENOUGH_AT_ONCE = 4  # tiles that share a row of weights
 _ENOUGH_STRIPS = 4  # for threads to share
 
 
@@ -50,7 +50,7 @@ def transforms_in_registers(
     It always beats a transform through memory. It beats fetching transformed weights, quickly or
     not, where one vector of them serves no more tiles than it has lanes.
     """
-    fits = tiles_at_once(side, registers) >= _ENOUGH_AT_ONCE
+    fits = tiles_at_once(side, registers) >= ENOUGH_AT_ONCE
     return fits and (tiles <= lanes or not packs_transformed(tiles, lanes, gated, quick))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm_dynprune.kernels.winograd import (
+    ENOUGH_AT_ONCE,
     packs_transformed,
     tiles_at_once,
     transforms_in_registers,
@@ -86,14 +87,16 @@ def winograd_cost(
     channels_in: float, blocks_out: float, plane: WinogradPlane, lanes: int, cost: Cost
 ) -> float:
     """Cost of a Winograd convolution of `channels_in` open channels, transforms included."""
-    tiles, points = plane.tiles, plane.points
+    tiles = multiplied = plane.tiles
+    points = plane.points
     packs = packs_transformed(tiles, lanes, plane.gated, plane.quick)
     if plane.in_registers(lanes):
         times = -(-tiles // tiles_at_once(plane.side, plane.registers))
         weights = plane.r**2 * cost.weight + times * points * _TRANSFORM_IN_REGISTERS
+        multiplied = max(tiles, ENOUGH_AT_ONCE)  # fewer do not hide the transform
     elif packs and not plane.gathered:
         weights = points * cost.weight
     else:
         weights = plane.r**2 * cost.weight + points * cost.weight_transform
-    multiply = channels_in * blocks_out * (points * tiles + weights)
+    multiply = channels_in * blocks_out * (points * multiplied + weights)
     return multiply + (channels_in / lanes + blocks_out) * tiles * points * cost.transform

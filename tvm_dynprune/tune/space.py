@@ -52,9 +52,7 @@ def can_winograd(spec: Conv2d) -> bool:
 
 
 def _direct_spaces(spec: Conv2d) -> list[Space]:
-    space: Space = {"algorithm": ["direct"]}
-    if not spec.input_outer:
-        space["tile"] = _tile_sizes(spec)
+    space: Space = {"algorithm": ["direct"], "tile": _tile_sizes(spec)}
     if prefetches(spec):
         space["quick_weights"] = [False, True]
     return [space]
