@@ -18,7 +18,6 @@ from tvm_dynprune.kernels.direct_sums import DirectSums, Sums
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVector
 from tvm_dynprune.kernels.reduction import Step
-from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, Tile
 
 _FEW_PIXELS, _MANY_PIXELS = 256, 1024

@@ -73,7 +73,7 @@ class DirectSums(Conv2dBuilder):
 
     def _sum_by_chunks(self, n, part: Part, sums: Sums) -> None:
         """Some input channels at a time; their sums wait in memory."""
-        spec, y, at_once = self.spec, self.spec.y, self.spec.reduction.large_chunk
+        y, at_once = self.spec.y, self.spec.reduction.large_chunk
         shape = (len(sums.blocks), y.height * y.width, self.lanes)
         waiting = T.alloc_buffer(shape, "float32")
         items = self._items(n)
@@ -86,7 +86,7 @@ class DirectSums(Conv2dBuilder):
                 acc = registers(len(sums.blocks), len(tile.pixels), lanes=self.lanes)
                 pixels = [(row + i) * y.width + column + j for i, j in tile.pixels]
                 if sums.ask is not None and tile == self.tiles[0]:
-                    self._ask_share(n, tile, (row, column), first + at_once, sums)
+                    self._ask_chunk(n, tile, (row, column), first + at_once, sums)
                 _zero(acc)
                 self._add_products(n, acc, tile, (row, column), sums, within=within)
                 with T.If(chunk > 0), T.Then():
@@ -106,7 +106,7 @@ class DirectSums(Conv2dBuilder):
 
             self._pixels(part, emit)
 
-    def _ask_share(self, n, tile: Tile, at: tuple, later, sums: Sums) -> None:
+    def _ask_chunk(self, n, tile: Tile, at: tuple, later, sums: Sums) -> None:
         """Ask for a tile's share of the weights of the next chunk, items from `later` on."""
         reduction = self.spec.reduction
         of_item = int(np.prod(reduction.kernel)) * self._lines

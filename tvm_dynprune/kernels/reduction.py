@@ -53,9 +53,9 @@ class Step(NamedTuple):
 class Reduction:
     """The loops over input channels and window of one convolution.
 
-    `unit` is how many neighbouring input channels open together where they are `listed`. It `unrolls`
-    the channels of a block where LLVM, left to do it, would unroll the window with them and keep
-    what it loaded for other pixels, for which there are no registers.
+    `unit` is how many neighbouring input channels open together where they are `listed`. It
+    `unrolls` the channels of a block where LLVM, left to do it, would unroll the window with them
+    and keep what it loaded for other pixels, for which there are no registers.
     """
 
     x: FeatureMap
@@ -155,11 +155,11 @@ class Reduction:
     ) -> Iterator[Step]:
         """Emit the loops for sample `n`, over the list `items` if there is one.
 
-        `end_chunk` emits what follows a chunk, if it is `chunked`. ``prefetch(place,
-        later)`` asks for weights, in order "blocks" once for all channels of a block: `place` is
-        the index of those in use, `later` that of the next item's. `by_vector`, in order "blocks", stops
-        at the first lane of each block only. `within` are the position and the number of the items
-        of a `large_chunk`, if they are all.
+        `end_chunk` emits what follows a chunk, if it is `chunked`. ``prefetch(place, later)`` asks
+        for weights, in order "blocks" once for all channels of a block: `place` is the index of
+        those in use, `later` that of the next item's. `by_vector`, in order "blocks", stops at the
+        first lane of each block only. `within` are the position and the number of the items of a
+        `large_chunk`, if they are all.
         """
         kh, kw = self.kernel
         lanes = T.unroll if self.unrolls else T.serial
