@@ -7,7 +7,7 @@ from torch import nn
 
 from tests.nn.small_networks import Chain, Fire, Inverted, Residual, decide, executed
 from tvm_dynprune.bench.inputs import random_images
-from tvm_dynprune.nn.forced import network_with_mac_cut
+from tvm_dynprune.nn.forced import forced_network, network_with_mac_cut
 from tvm_dynprune.nn.gates import gates_of, set_gates
 from tvm_dynprune.nn.insert import insert_gates
 from tvm_dynprune.nn.macs import count_macs, plan_macs, recorded_masks
@@ -177,6 +177,21 @@ def test_forced_network_has_the_wanted_cut() -> None:
     macs = count_macs(model, images)
     assert macs.mac_cut == pytest.approx(0.7, abs=0.02)
     assert len(set(macs.executed_total.tolist())) > 1, "other groups for every image"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_no_forced_gate_decides_by_rounding(count: int) -> None:
+    images = torch.from_numpy(random_images(count, (1, 28, 28), seed=0))
+    model = forced_network("fashion_cnn", images, group_size=8, open_fraction=0.5)
+    margins = []
+    for gate in gates_of(model).values():
+        gate.register_forward_pre_hook(
+            lambda gate, x: margins.append((gate.logits(x[0]).flatten() - gate.threshold).abs())
+        )
+    with torch.no_grad():
+        model(images)
+    assert len(margins) == len(gates_of(model))
+    assert all(margin.min() > 1e-4 for margin in margins)
 
 
 def test_forced_network_without_a_cut_is_open() -> None:

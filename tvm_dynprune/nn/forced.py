@@ -14,6 +14,7 @@ from tvm_dynprune.nn.networks import build_network
 
 _STEPS = 8  # of the bisection
 _ALWAYS = 1e3  # bias, in standard deviations
+_APART = 0.3  # likewise
 
 
 def forced_network(
@@ -69,6 +70,8 @@ def _force(open_fraction: float, gate: nn.Module, inputs: tuple[Tensor]) -> None
         deviation.clamp_(min=1e-3)
         gate.conv.weight /= deviation[:, None, None, None]
         gate.conv.bias.copy_((gate.conv.bias - mean) / deviation)
+    if len(logits) == 2:  # now the same two numbers in every group, with no room for a threshold
+        gate.conv.bias += _APART * torch.randn(gate.groups)
     always = int(torch.randint(gate.groups, ()))
     gate.conv.bias[always] += _ALWAYS
     logits = gate.logits(inputs[0])[:, :, 0, 0]
