@@ -108,6 +108,7 @@ class DirectSums(Conv2dBuilder):
 
     def _ask_chunk(self, n, tile: Tile, at: tuple, later, sums: Sums) -> None:
         """Ask for a tile's share of the weights of the next chunk, items from `later` on."""
+        assert sums.ask is not None
         reduction = self.spec.reduction
         of_item = int(np.prod(reduction.kernel)) * self._lines
         needed = -(-of_item * reduction.large_chunk // (tile.row_count * tile.column_count))
