@@ -72,7 +72,7 @@ def corner_costs(costs: CostModel, func: relax.Function) -> dict[str, list[float
         pixels = (shape_of(func.body) or ())[2:]
         products = math.prod((*(shape_of(weight) or ()), *pixels))
         return {"depthwise": [open_out * products / costs.lanes for _, open_out in sides]}
-    corners = [costs.costs(func, *side, quick=costs.cached) for side in sides]
+    corners = [costs.costs(func, *side) for side in sides]
     if str(func.attrs["lowering"]) == "if":  # what is closed is not even called
         closed = dict.fromkeys(corners[0], 0.0)
         corners = [open_ if side[1] else closed for side, open_ in zip(sides, corners, strict=True)]

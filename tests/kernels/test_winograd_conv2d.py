@@ -142,8 +142,9 @@ def test_input_of_one_block_is_transformed_strip_by_strip(
 @pytest.mark.parametrize("size", [(61, 66), (63, 71)])  # the last strip is lower, or not
 @pytest.mark.parametrize(("pad", "halo"), [(0, 0), (1, 2)])
 @pytest.mark.parametrize("kind", ["open", "closed", "mixed"])
-def test_many_input_blocks_strip_by_strip(m, size, pad, halo, kind) -> None:
-    spec = convolution(size, pad, halo, batch=2, channels=(24, 40), registers=16, pools=True)
+@pytest.mark.parametrize("registers", [16, 32])
+def test_many_input_blocks_strip_by_strip(m, size, pad, halo, kind, registers) -> None:
+    spec = convolution(size, pad, halo, batch=2, channels=(24, 40), registers=registers, pools=True)
     spec = replace(spec, open_in=kind != "open", visit="blocks" if kind != "open" else "all")
     assert Winograd(spec, m).fuses_input
     check(spec, m, kind)

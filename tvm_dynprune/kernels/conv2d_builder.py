@@ -188,6 +188,10 @@ class Conv2dBuilder:
         """How many blocks of output channels there are to visit."""
         return self.count_out[n] if self.spec.visit == "blocks" else self.spec.y.blocks
 
+    def items(self, n):
+        """How many blocks of input channels, or channels, there are to walk."""
+        return self.count_in[n] if self.spec.open_in else self.spec.x.blocks
+
     def block_at(self, n, position):
         """Which block that is."""
         return self.list_out[n, position] if self.spec.visit == "blocks" else position

@@ -76,7 +76,7 @@ class DirectSums(Conv2dBuilder):
         y, at_once = self.spec.y, self.spec.reduction.large_chunk
         shape = (len(sums.blocks), y.height * y.width, self.lanes)
         waiting = T.alloc_buffer(shape, "float32")
-        items = self._items(n)
+        items = self.items(n)
         chunks = tirx.max(tirx.floordiv(items + at_once - 1, at_once), 1)
         with T.serial(0, chunks) as chunk:
             first = chunk * at_once
@@ -115,7 +115,7 @@ class DirectSums(Conv2dBuilder):
         share = min((k for k in range(needed, of_item) if of_item % k == 0), default=of_item)
         items = -(-needed // of_item)
         number, _ = self._number(tile, at)
-        end = self._items(n)
+        end = self.items(n)
         for k in range(items):
             line = number * share * items + k * of_item
             item = later + line // of_item
@@ -124,10 +124,6 @@ class DirectSums(Conv2dBuilder):
                     listed = self.list_in[n, item] if self.spec.open_in else item
                     for block in sums.blocks:
                         sums.ask(block, (listed, 0, 0, 0), line % of_item + i)
-
-    def _items(self, n):
-        """How many items the list of input channels has."""
-        return self.count_in[n] if self.spec.open_in else self.spec.reduction.list_length
 
     def _number(self, tile: Tile, at: tuple) -> tuple:
         """Which tile of the plane it is, and of how many."""

@@ -86,10 +86,6 @@ class WinogradSums(Conv2dBuilder):
         with T.serial(0, self.items(n)) as position:
             yield self.item(n, position)
 
-    def items(self, n):
-        """How many blocks of input channels, or channels, there are to walk."""
-        return self.count_in[n] if self.spec.open_in else self.spec.x.blocks
-
     @property
     def item_channels(self) -> int:
         """Input channels of an item."""

@@ -87,7 +87,7 @@ class ChooseAlgorithm:
         for global_var, func in functions.items():
             if is_composite(func) and func.attrs["Composite"] == PREFIX + "conv2d":
                 if "algorithm" not in func.attrs:
-                    costs = model.costs(func, *self._open_fractions(func), quick=cached)
+                    costs = model.costs(func, *self._open_fractions(func))
                     chosen = {
                         "algorithm": min(costs, key=lambda name: costs[name]),
                         "costs": json.dumps(costs),
@@ -124,9 +124,7 @@ class CostModel:
     winograd: bool = True
     registers: int = 0
 
-    def costs(
-        self, func: relax.Function, open_in: float, open_out: float, *, quick: bool
-    ) -> dict[str, float]:
+    def costs(self, func: relax.Function, open_in: float, open_out: float) -> dict[str, float]:
         """Return what each algorithm that can compute a composite convolution costs.
 
         Parameters
@@ -136,8 +134,6 @@ class CostModel:
         open_in, open_out
             Shares of its channels that are open, in [0, 1]; a side by which the kernel skips
             nothing counts as open.
-        quick
-            Whether weights are fetched quickly; see `Schedule.quick_weights`.
 
         Returns
         -------
@@ -152,14 +148,14 @@ class CostModel:
         size, cost = (height * width, kernel), self._cost()
         costs = {"direct": direct_cost(channels, blocks, *size, cost)}
         if self.winograd:
-            costs |= self._winograd_costs(func, channels, blocks, quick)
+            costs |= self._winograd_costs(func, channels, blocks)
         if not self._gathers(func):
             return costs
         gathering = gather_cost(channels, blocks, kernel, cost)
         costs = {name: each + gathering for name, each in costs.items()}
         if self.winograd:
             costs["direct_in"] = direct_cost(channels, all_blocks, *size, cost)
-            in_only = self._winograd_costs(func, channels, all_blocks, quick, in_only=True)
+            in_only = self._winograd_costs(func, channels, all_blocks, in_only=True)
             costs |= {f"{name}_in": each for name, each in in_only.items()}
         return costs
 
@@ -171,7 +167,6 @@ class CostModel:
         func: relax.Function,
         channels: float,
         blocks: float,
-        quick: bool,
         *,
         in_only: bool = False,
     ) -> dict[str, float]:
@@ -189,7 +184,7 @@ class CostModel:
                 tile_side(name),
                 side,
                 gated,
-                quick,
+                self.cached,
                 gathers and not in_only,
                 self.registers if side == 3 else 0,
             )
