@@ -83,7 +83,7 @@ class Conv2d:
         Each input that is loaded then serves two multiply-adds: cores that start two of these in a
         cycle can load no more than two vectors.
         """
-        return not self.by_lane and self.visit in ("all", "blocks") and self.y.blocks > 1
+        return not self.by_lane and self.visit != "group" and self.y.blocks > 1
 
     @property
     def sums(self) -> int:

@@ -13,7 +13,7 @@ from tvm.tirx import Buffer
 
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.feature_map import zero_halo
-from tvm_dynprune.kernels.gather import GatheredVector
+from tvm_dynprune.kernels.gather import GatheredVectors
 from tvm_dynprune.kernels.pooling import Pooling, means_of
 from tvm_dynprune.kernels.tiling import Part, parallel
 
@@ -93,8 +93,8 @@ class Conv2dBuilder:
         """
         raise NotImplementedError
 
-    def gathered(self, n, vector: GatheredVector) -> None:
-        """Emit one vector of output channels that a list names."""
+    def gathered(self, n, vectors: GatheredVectors) -> None:
+        """Emit vectors of output channels that a list names."""
         raise NotImplementedError
 
     def _declare(self) -> None:
@@ -201,11 +201,14 @@ class Conv2dBuilder:
         spec, y, count = self.spec, self.spec.y, self.count_out[n]
         with T.parallel(0, y.blocks) as block:
             zero_halo(self.y, y, n, block)
-        with T.parallel(0, tirx.floordiv(count + self.lanes - 1, self.lanes)) as vector:
-            self.gathered(
-                n,
-                GatheredVector(self.list_out, n, vector, count, blocks=y.blocks, lanes=self.lanes),
-            )
+        # As many vectors at a time as kernels compute together, then what does not need as many.
+        together = self.vectors * self.lanes
+        times = tirx.floordiv(count + self.lanes - 1, together)
+        with T.parallel(0, times) as i:
+            self.gathered(n, self._gathered_vectors(n, i * together, self.vectors))
+        if self.vectors > 1:
+            with T.If(times * together < count), T.Then():
+                self.gathered(n, self._gathered_vectors(n, times * together, 1))
         if spec.fill:
             with T.parallel(count, y.channels) as position:
                 channel = self.list_out[n, position]
@@ -214,14 +217,23 @@ class Conv2dBuilder:
                     value = self.closed_value(n, block, row, column, lane)
                     T.buffer_store(self.y, value, [n, block, row + y.halo, column + y.halo, lane])
 
-    def gathered_bias(self, vector: GatheredVector) -> Buffer:
-        """Emit the copy of a vector's biases; returns (1, lanes and more)."""
-        bias = vector.row_buffer(1)
-        with vector.gather() as (block, copy):
+    def _gathered_vectors(self, n, start, vectors: int) -> GatheredVectors:
+        spec = self.spec
+        of = self.list_out, n, start, self.count_out[n], vectors
+        return GatheredVectors(
+            *of, blocks=spec.y.blocks, lanes=self.lanes, by_lane=spec.by_lane
+        )
+
+    def gathered_bias(self, vectors: GatheredVectors) -> Buffer:
+        """Emit the copy of the vectors' biases; returns one row."""
+        bias = vectors.row_buffer(1)
+        with vectors.gather() as (block, copy):
             copy(bias, 0, lambda every: self.bias[block * self.lanes + every])
         return bias
 
-    def scatter(self, n, vector: GatheredVector, values: Buffer, places: Sequence[tuple]) -> None:
+    def scatter(
+        self, n, vectors: GatheredVectors, number: int, values: Buffer, places: Sequence[tuple]
+    ) -> None:
         """Emit the epilogue of the sums (places, lanes) of a gathered vector and write them."""
         halo = self.spec.y.halo
 
@@ -231,7 +243,7 @@ class Conv2dBuilder:
             )
             T.buffer_store(self.y, value, [n, block, row + halo, column + halo, lane])
 
-        vector.scatter(values, places, store)
+        vectors.scatter(number, values, places, store)
 
     def store(self, value, n, block, row, column, lane, number: int = 0) -> None:
         """Emit the epilogue of one sum and write it; `block` is a whole vector of channels.

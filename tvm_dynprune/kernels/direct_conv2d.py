@@ -16,7 +16,7 @@ from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.conv2d_builder import LINE, ask_for
 from tvm_dynprune.kernels.direct_sums import DirectSums, Sums
 from tvm_dynprune.kernels.feature_map import zero_halo
-from tvm_dynprune.kernels.gather import GatheredVector
+from tvm_dynprune.kernels.gather import GatheredVectors
 from tvm_dynprune.kernels.reduction import Step
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, Tile
 
@@ -73,7 +73,7 @@ class _Builder(DirectSums):
         """Output blocks that are computed together: few pixels alone leave registers idle."""
         spec = self.spec
         if spec.visit not in ("all", "blocks"):
-            return 1
+            return 2 if spec.pairs else 1
         pixels = spec.y.height * spec.y.width
         weights = spec.x.lanes if self._by_vector else 1
         most = (spec.registers - SPARE_REGISTERS) // (pixels + weights)
@@ -115,39 +115,45 @@ class _Builder(DirectSums):
             for block in blocks:
                 zero_halo(self.y, spec.y, n, block)
 
-    def gathered(self, n, vector: GatheredVector) -> None:
-        spec, lanes = self.spec, self.lanes
-        rows = (spec.x.channels, *spec.kernel)
-        packed = vector.row_buffer(int(np.prod(rows)))
+    def gathered(self, n, vectors: GatheredVectors) -> None:
+        spec, lanes, reduction = self.spec, self.lanes, self.spec.reduction
+        channels = reduction.gathered_chunk * (reduction.block_channels if spec.by_input_block else 1)
+        rows = (channels, *spec.kernel)
+        packed = vectors.row_buffer(int(np.prod(rows)))
+        bias = self.gathered_bias(vectors) if spec.bias else None
         lists = (self.list_in, self.count_in) if spec.open_in else (None, None)
-        with (
-            vector.gather() as (block, copy),
-            spec.reduction.channels(n, *lists) as (index, channel, later),
-        ):
-            with T.grid(*spec.kernel) as (i, j):
-                ask_for(self.weight, (block, later, i, j, 0))
-            with T.grid(*spec.kernel) as (i, j):
-                row = _flat((index, i, j), rows)
-                copy(packed, row, lambda every: self.weight[block, channel, i, j, every])
-        bias = self.gathered_bias(vector) if spec.bias else None
 
-        def weight(step: Step, _k: int, v):
-            return packed[_flat((step.index, step.kh, step.kw), rows), v]
+        def gather(*within) -> None:
+            with (
+                vectors.gather() as (block, copy),
+                reduction.channels(n, *lists, within) as (index, channel, later),
+            ):
+                for line in range(-(-int(np.prod(spec.kernel)) * lanes // LINE)):
+                    ask_for(self.weight, (block, later, 0, 0, line * LINE))
+                with T.grid(*spec.kernel) as (i, j):
+                    row = _flat((index, i, j), rows)
+                    copy(packed, row, lambda every: self.weight[block, channel, i, j, every])
+
+        def weight(step: Step, k: int, v):
+            return packed[_flat((step.index, step.kh, step.kw), rows), k * lanes + v]
 
         def start(acc) -> None:
-            for one in acc.flat:
+            for (k, _), one in np.ndenumerate(acc):
                 with T.vectorized(0, lanes) as v:
-                    T.buffer_store(one, T.float32(0) if bias is None else bias[0, v], [v])
+                    value = T.float32(0) if bias is None else bias[0, k * lanes + v]
+                    T.buffer_store(one, value, [v])
 
         def finish(acc, tile: Tile, row, column) -> None:
             places = [(row + i, column + j) for i, j in tile.pixels]
-            values = T.alloc_buffer((len(places), lanes), "float32")
-            for t, one in enumerate(acc.flat):
-                with T.vectorized(0, lanes) as v:
-                    T.buffer_store(values, one[v], [t, v])
-            self.scatter(n, vector, values, places)
+            for number in range(vectors.vectors):
+                values = T.alloc_buffer((len(places), lanes), "float32")
+                for t, one in enumerate(acc[number]):
+                    with T.vectorized(0, lanes) as v:
+                        T.buffer_store(values, one[v], [t, v])
+                self.scatter(n, vectors, number, values, places)
 
-        self.sum_pixels(n, Part(), Sums([vector], [vector], weight, start, finish))
+        none = [None] * vectors.vectors
+        self.sum_pixels(n, Part(), Sums(none, none, weight, start, finish, gather=gather))
 
 
 def _flat(index: Sequence, shape: Sequence[int]):

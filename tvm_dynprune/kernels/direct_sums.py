@@ -30,6 +30,7 @@ class Sums:
     ``start(acc)``, ``weight(step, vector, lane)``, ``finish(acc, tile, row, column)``, and, where
     weights are to be prefetched, ``ask(block, place, line)``: a cache line of those of one of the
     `blocks`, which are the vectors, or of the `following`, from a place on (`Step.weight`).
+    ``gather(first, count)`` is what the weights of the items of each chunk need, if they do.
     """
 
     blocks: list
@@ -38,6 +39,7 @@ class Sums:
     start: Callable[..., None]
     finish: Callable[..., None]
     ask: Callable[..., None] | None = None
+    gather: Callable[..., None] | None = None
 
 
 class DirectSums(Conv2dBuilder):
@@ -55,13 +57,10 @@ class DirectSums(Conv2dBuilder):
         spec = self.spec
         several = spec.y.height * spec.y.width > spec.sums
         # Small tiles go through the weights more often than any but the nearest cache can give.
-        if (
-            spec.few_registers
-            and several
-            and spec.visit != "gather"
-            and spec.reduction.large_chunk > 0
-        ):
-            self._sum_by_chunks(n, part, sums)
+        if sums.gather is not None:
+            self._sum_by_chunks(n, part, sums, spec.reduction.gathered_chunk)
+        elif spec.few_registers and several and spec.reduction.large_chunk > 0:
+            self._sum_by_chunks(n, part, sums, spec.reduction.large_chunk)
         else:
             self._pixels(part, lambda tile, *at: self._tile(n, tile, at, sums))
 
@@ -71,9 +70,9 @@ class DirectSums(Conv2dBuilder):
             with part.share(tile.row_count, k) as i, T.serial(0, tile.column_count) as j:
                 emit(tile, tile.row + i * tile.height, tile.column + j * tile.width)
 
-    def _sum_by_chunks(self, n, part: Part, sums: Sums) -> None:
-        """Some input channels at a time; their sums wait in memory."""
-        y, at_once = self.spec.y, self.spec.reduction.large_chunk
+    def _sum_by_chunks(self, n, part: Part, sums: Sums, at_once: int) -> None:
+        """Some items of input channels at a time; their sums wait in memory."""
+        y = self.spec.y
         shape = (len(sums.blocks), y.height * y.width, self.lanes)
         waiting = T.alloc_buffer(shape, "float32")
         items = self.items(n)
@@ -81,6 +80,8 @@ class DirectSums(Conv2dBuilder):
         with T.serial(0, chunks) as chunk:
             first = chunk * at_once
             within = first, tirx.min(items - first, at_once)
+            if sums.gather is not None:
+                sums.gather(*within)
 
             def emit(tile: Tile, row, column) -> None:
                 acc = registers(len(sums.blocks), len(tile.pixels), lanes=self.lanes)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GatheredVector: a vector of output channels put together from those that a list names.
+"""GatheredVectors: vectors of output channels put together from those that a list names.
 
 Where channels open by less than a vector, those of one vector lie in a few neighbouring blocks. A
 row of weights is put together block by block: the wanted lanes of a block move to the front
-(one instruction with AVX-512) and are written behind what the blocks before it gave. Rows are two
-vectors long, so that what is written behind the last wanted lane harms no other row.
+(one instruction on x86) and are written behind what the blocks before it gave. Rows are a vector
+longer than what they are for, so that what is written behind the last wanted lane harms no other.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,44 +14,59 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import Buffer
 
+# By lanes of x86: what permutes a vector. Elsewhere lanes are read one by one.
+_PERMUTE = {8: "llvm.x86.avx2.permps", 16: "llvm.x86.avx512.permvar.sf.512"}
 
-class GatheredVector:
-    """The open channels at positions ``vector * lanes`` and on of a list; emits how to find them.
+
+class GatheredVectors:
+    """`vectors` of open channels from a position of a list on; emits how to find them.
 
     Parameters
     ----------
     items
         List (N, C) int32 of channels, the first `count` open, ascending.
-    n, vector, count
-        Sample, which vector of the open channels, and how many there are.
+    n, start, count
+        Sample, the first position, and how many channels are open.
+    vectors
+        How many vectors; the last one, or ones, may lack channels.
     blocks, lanes
         Of the output.
+    by_lane
+        Of the target; see `Conv2d`.
     """
 
-    def __init__(self, items: Buffer, n, vector, count, *, blocks: int, lanes: int) -> None:
-        self.lanes, self._items, self._n, self._start = lanes, items, n, vector * lanes
-        self.filled = tirx.min(count - self._start, lanes)
-        self._first = tirx.floordiv(self.channel(0), lanes)
-        self._blocks = tirx.floordiv(self.channel(self.filled - 1), lanes) - self._first + 1
-        self._wanted = T.alloc_buffer((blocks, lanes), "int8")
+    def __init__(
+        self,
+        items: Buffer,
+        n,
+        start,
+        count,
+        vectors: int,
+        *,
+        blocks: int,
+        lanes: int,
+        by_lane: bool,
+    ) -> None:
+        self.vectors, self.lanes = vectors, lanes
+        self._items, self._n, self._start = items, n, start
+        self._permute = None if by_lane else _PERMUTE.get(lanes)
+        self._filled = tirx.min(count - start, vectors * lanes)
+        self._first = tirx.floordiv(self._channel(0), lanes)
+        self._blocks = tirx.floordiv(self._channel(self._filled - 1), lanes) - self._first + 1
+        self._wanted = T.alloc_buffer((blocks, lanes), "int32")
         self._place = T.alloc_buffer((blocks,), "int32")
         with T.serial(0, self._blocks) as b:
-            T.buffer_store(self._place, T.int32(lanes), [self._first + b])
+            T.buffer_store(self._place, T.int32(vectors * lanes), [self._first + b])
             with T.vectorized(0, lanes) as v:
-                T.buffer_store(self._wanted, T.int8(0), [self._first + b, v])
-        with T.serial(0, self.filled) as k:
-            position = self.filled - 1 - k
+                T.buffer_store(self._wanted, T.int32(0), [self._first + b, v])
+        with T.serial(0, self._filled) as position:
             block, lane = self._split(position)
-            T.buffer_store(self._wanted, T.int8(1), [block, lane])
-            T.buffer_store(self._place, position, [block])
-
-    def channel(self, position):
-        """The channel of a lane."""
-        return self._items[self._n, self._start + position]
+            T.buffer_store(self._place, tirx.min(self._place[block], position), [block])
+            T.buffer_store(self._wanted, lane, [block, position - self._place[block]])
 
     def row_buffer(self, rows: int) -> Buffer:
-        """A buffer (rows, 2 * lanes) for `gather`; the first half of a row is what counts."""
-        return T.alloc_buffer((rows, 2 * self.lanes), "float32")
+        """A buffer for `gather`: (rows, the vectors and one more) float32."""
+        return T.alloc_buffer((rows, (self.vectors + 1) * self.lanes), "float32")
 
     @contextmanager
     def gather(self) -> Iterator[tuple]:
@@ -64,32 +79,35 @@ class GatheredVector:
         with T.serial(0, self._blocks) as b:
             block = self._first + b
             every = T.ramp(T.int32(0), 1, lanes)
-            wanted = self._wanted[block, every] != tirx.Broadcast(T.int8(0), lanes)
-            place = self._place[block]
+            wanted, place = self._wanted[block, every], self._place[block]
 
             def copy(rows: Buffer, row, source: Callable) -> None:
-                # The last operand fills what is left; LLVM 22 aborts on a constant without AVX-512.
-                front = tirx.call_llvm_pure_intrin(
-                    f"float32x{lanes}",
-                    "llvm.experimental.vector.compress",
-                    source(every),
-                    wanted,
-                    source(every),
-                )
+                if self._permute:
+                    dtype = f"float32x{lanes}"
+                    front = tirx.call_llvm_pure_intrin(dtype, self._permute, source(every), wanted)
+                else:
+                    front = source(wanted)
                 T.buffer_store(rows, front, [row, T.ramp(place, 1, lanes)])
 
             yield block, copy
 
-    def scatter(self, values: Buffer, places: Sequence[tuple], store: Callable) -> None:
-        """Emit ``store(value, channel, block, lane, row, column)`` for each channel and place.
+    def scatter(
+        self, number: int, values: Buffer, places: Sequence[tuple], store: Callable
+    ) -> None:
+        """Emit ``store(value, channel, block, lane, row, column)`` for one of the vectors.
 
-        `values` (places, lanes) is in memory, as the lanes are gone through one by one.
+        For each of its channels, and each place. `values` (places, lanes) is in memory, as the
+        lanes are gone through one by one.
         """
-        with T.serial(0, self.filled) as k:
-            block, lane = self._split(k)
+        first = number * self.lanes
+        with T.serial(0, tirx.max(tirx.min(self._filled - first, self.lanes), 0)) as k:
+            block, lane = self._split(first + k)
             for i, (row, column) in enumerate(places):
-                store(values[i, k], self.channel(k), block, lane, row, column)
+                store(values[i, k], self._channel(first + k), block, lane, row, column)
+
+    def _channel(self, position):
+        return self._items[self._n, self._start + position]
 
     def _split(self, position) -> tuple:
-        channel = self.channel(position)
+        channel = self._channel(position)
         return tirx.floordiv(channel, self.lanes), tirx.floormod(channel, self.lanes)

@@ -41,7 +41,7 @@ class Step(NamedTuple):
     lane: tirx.Var | int
     kh: tirx.Var
     kw: tirx.Var
-    index: tirx.Var  # of the channel among those that are walked
+    index: tirx.Var  # of the channel among those that are walked, or those of a chunk
     weight: tuple  # index into the packed weights, but for the output channel
 
     def at_lane(self, lane: int) -> "Step":
@@ -131,6 +131,13 @@ class Reduction:
         return items if self.order == "blocks" and items < self.list_length else 0
 
     @property
+    def gathered_chunk(self) -> int:
+        """Items of such a chunk where vectors of weights are put together for each."""
+        kh, kw = self.kernel
+        channels = self.block_channels if self.order == "blocks" else 1
+        return max(1, _LARGE_CHUNK // (kh * kw * channels))
+
+    @property
     def _columns(self) -> int:
         """Positions of the window that are one chunk, where it is outermost."""
         return 1 if 2 * self.x.channels >= _CHUNK else self.kernel[1]
@@ -159,13 +166,16 @@ class Reduction:
         for weights, in order "blocks" once for all channels of a block: `place` is the index of
         those in use, `later` that of the next item's. `by_vector`, in order "blocks", stops at the
         first lane of each block only. `within` are the position and the number of the items of a
-        `large_chunk`, if they are all.
+        `large_chunk` or `gathered_chunk`, if they are all.
         """
         kh, kw = self.kernel
         lanes = T.unroll if self.unrolls else T.serial
+        walk = self._open(n, items, count, within=within)
+        if within is not None:
+            end_chunk = None
         if self.order == "blocks":
-            with self._open(n, items, count, within=within) as (at, block, later):
-                if not self._rows and within is None:
+            with walk as (at, block, later):
+                if not self._rows:
                     self._cut(at, self._items, end_chunk)
                 with T.serial(0, kh) as i:
                     if self._rows:
@@ -179,12 +189,12 @@ class Reduction:
         elif self.order == "window_outer":
             with T.grid(kh, kw) as (i, j):
                 self._cut(i * kw + j, self._columns, end_chunk)
-                with self._open(n, items, count) as (at, c, later):
+                with walk as (at, c, later):
                     if prefetch is not None:
                         prefetch((i, j, c), (i, j, later))
                     yield Step(*self._split(c), i, j, at, (i, j, c))
         else:
-            with self._open(n, items, count) as (at, c, later):
+            with walk as (at, c, later):
                 self._cut(at, self._items, end_chunk)
                 with T.grid(kh, kw) as (i, j):
                     if prefetch is not None:
@@ -199,10 +209,12 @@ class Reduction:
                 end_chunk()
 
     @contextmanager
-    def channels(self, n: tirx.Var, items: Buffer | None, count: Buffer | None) -> Iterator[tuple]:
-        """Emit a loop over channels: index among those walked, channel, one that comes later."""
+    def channels(
+        self, n: tirx.Var, items: Buffer | None, count: Buffer | None, within: tuple
+    ) -> Iterator[tuple]:
+        """Emit a loop over the channels of a chunk: index there, channel, one that comes later."""
         lanes = self.x.lanes
-        with self._open(n, items, count, _LATER) as (at, item, later):
+        with self._open(n, items, count, _LATER, within) as (at, item, later):
             if self.order == "blocks":
                 with T.serial(0, self.block_channels) as lane:
                     yield at * lanes + lane, item * lanes + lane, later * lanes + lane
@@ -222,16 +234,16 @@ class Reduction:
         ahead: int = 1,
         within: tuple | None = None,
     ) -> Iterator[tuple]:
-        """Walk the items: position, item, the item `ahead` of it."""
+        """Walk the items: position, `within` the chunk if it is one, item, the item `ahead`."""
         end = self.list_length if count is None else count[n]
         first, length = within or (0, end)
         with T.serial(0, length) as i:
             position = first + i
             later = tirx.min(position + ahead, end - 1)
             if items is None:
-                yield position, wide(position), later
+                yield i, wide(position), later
             else:
-                yield position, wide(items[n, position]), items[n, later]
+                yield i, wide(items[n, position]), items[n, later]
 
 
 def wide(index):

@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm.tirx import Buffer
 
 from tvm_dynprune.kernels.feature_map import zero_halo
-from tvm_dynprune.kernels.gather import GatheredVector
+from tvm_dynprune.kernels.gather import GatheredVectors
 from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import Part, cut, cut_evenly
 from tvm_dynprune.kernels.winograd import Winograd
@@ -99,12 +99,12 @@ class _Builder(WinogradProducts):
             for block in blocks:
                 zero_halo(self.y, self.spec.y, n, block)
 
-    def gathered(self, n, vector: GatheredVector) -> None:
-        bias = self.gathered_bias(vector) if self.spec.bias else None
+    def gathered(self, n, vectors: GatheredVectors) -> None:
+        bias = self.gathered_bias(vectors) if self.spec.bias else None
+        blocks = [Gathered(vectors, number, bias) for number in range(vectors.vectors)]
         for strip, count in _strips(self.winograd):
             with T.serial(0, count) as i:
-                block = Gathered(vector, bias)
-                self._strip(n, [block], [block], strip, strip.row + i * strip.rows)
+                self._strip(n, blocks, blocks, strip, strip.row + i * strip.rows)
 
     def _strip(
         self, n, blocks: list, following: list, strip: _Strip, row, u: Buffer | None = None
@@ -164,11 +164,12 @@ class _Builder(WinogradProducts):
         """The second half of the transform back, to the channels of a gathered vector."""
         m, points = self.winograd.m, self.winograd.side
         results = T.alloc_buffer((size[0] * size[1], self.lanes), "float32")
+        first = gathered.number * self.lanes
         with T.vectorized(0, self.lanes) as v:
             for r in range(size[0]):
                 values = output_transform([e[r, c][v] for c in range(points)], m)
                 for c in range(size[1]):
-                    bias = T.float32(0) if gathered.bias is None else gathered.bias[0, v]
+                    bias = T.float32(0) if gathered.bias is None else gathered.bias[0, first + v]
                     T.buffer_store(results, values[c] + bias, [r * size[1] + c, v])
         places = [(at[0] + r, at[1] + c) for r in range(size[0]) for c in range(size[1])]
-        self.scatter(products.n, gathered.vector, results, places)
+        self.scatter(products.n, gathered.vectors, gathered.number, results, places)

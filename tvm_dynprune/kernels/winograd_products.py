@@ -154,12 +154,12 @@ class WinogradProducts(WinogradSums):
         with self.channels(n, total.first, total.count) as channel:
             if raw is None and self.winograd.tiles <= _FEW_TILES:
                 self._prefetch(products, channel, later)
-            for block, buffer in zip(products.blocks, transformed, strict=True):
+            for k, (block, buffer) in enumerate(zip(products.blocks, transformed, strict=True)):
 
-                def given(i: int, j: int, v, block=block):
+                def given(i: int, j: int, v, k=k, block=block):
                     if raw is None:
                         return self._weight(block, channel, i, j, v)
-                    return raw[channel.index * 9 + i * 3 + j, v]
+                    return raw[channel.index * 9 + i * 3 + j, k * self.lanes + v]
 
                 self._transform_weight(buffer, row, channel, given)
 
@@ -169,14 +169,14 @@ class WinogradProducts(WinogradSums):
         self.sum_up(total, weight)
 
     def _gather_weight(self, total: Sum) -> Buffer | None:
-        """The weights of a few open input channels for a gathered vector, 9 rows each."""
+        """The weights of a few open input channels for gathered vectors, 9 rows each."""
         products, first = total.products, total.products.blocks[0]
         if not isinstance(first, Gathered):
             return None
-        vector = first.vector
-        raw = vector.row_buffer(9 * self._at_once)
+        vectors = first.vectors
+        raw = vectors.row_buffer(9 * self._at_once)
         with (
-            vector.gather() as (block, copy),
+            vectors.gather() as (block, copy),
             self.channels(products.n, total.first, total.count) as channel,
             T.grid(3, 3) as (i, j),
         ):

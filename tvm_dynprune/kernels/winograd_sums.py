@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm.tirx import Buffer
 
 from tvm_dynprune.kernels.conv2d_builder import Conv2dBuilder, repeated_lanes
-from tvm_dynprune.kernels.gather import GatheredVector
+from tvm_dynprune.kernels.gather import GatheredVectors
 from tvm_dynprune.kernels.reduction import wide
 from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.winograd import Winograd, pieces
@@ -24,9 +24,10 @@ _IN_TURNS = 4  # sums, as many as a multiply-add takes cycles
 
 @dataclass(frozen=True)
 class Gathered:
-    """A vector of output channels that is no block, and its biases."""
+    """A vector of output channels that is no block: one of several, and the biases of these."""
 
-    vector: GatheredVector
+    vectors: GatheredVectors
+    number: int
     bias: Buffer | None
 
 
