@@ -15,6 +15,7 @@ from tests.kernels.util import (
     halo_of,
     open_channels,
     open_list,
+    permutes,
     plain,
     random,
     unwritten,
@@ -27,6 +28,7 @@ from tvm_dynprune.kernels.direct_conv2d import direct_conv2d, pack_direct_weight
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.pooling import means_of
 from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.soc import load_soc
 
 RELU, RELU6 = Activation(0.0, None), Activation(0.0, 6.0)
 OPENNESS = ("open", "closed", "mixed")
@@ -62,6 +64,7 @@ class Case:
     tile: tuple[int, int] | None = None
     registers: int = 20
     by_lane: bool = False
+    permutes: bool = True
     y_halo: int = 1
 
     @property
@@ -102,6 +105,7 @@ class Case:
             schedule=Schedule(quick_weights=self.quick_weights, tile=self.tile),
             registers=self.registers,
             by_lane=self.by_lane,
+            permutes=permutes(self.lanes) if self.permutes else "",
         )
 
 
@@ -306,9 +310,19 @@ def test_epilogues(epilogue, visit):
 
 @pytest.mark.parametrize("fill", [False, True])
 @pytest.mark.parametrize("unit", [1, 2, 4, 8])
-@pytest.mark.parametrize("batch", [1, 3])
-def test_gather_units(unit, fill, batch):
-    check(Case(c_out=24, visit="gather", unit=unit, fill=fill, batch=batch, open_in=True))
+@pytest.mark.parametrize(("batch", "permuted"), [(1, True), (3, True), (3, False)])
+def test_gather_units(unit, fill, batch, permuted):
+    case = Case(c_out=24, visit="gather", unit=unit, fill=fill, batch=batch, open_in=True)
+    check(replace(case, permutes=permuted))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (5, 4), (17, 18)])  # the last in parts of pixels
+@pytest.mark.parametrize("c_out", [136, 200])  # the others in parts of output channels
+@pytest.mark.parametrize("unit_in", [1, 8])
+def test_gathering_in_parts(size, c_out, unit_in):
+    case = Case(c_in=40, c_out=c_out, size=size, visit="gather", open_in=True, unit_in=unit_in)
+    for registers in (16, 32):
+        check(replace(case, registers=registers))
 
 
 @pytest.mark.parametrize("fill", [False, True])
@@ -408,11 +422,11 @@ def test_packed_weights_hold_each_weight_once_and_zeros():
 
 
 @pytest.mark.parametrize("unit_in", [1, 8])
-@pytest.mark.parametrize(
-    "machine", [{"mcpu": "x86-64-v3"}, {"mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}]
-)
-def test_gathering_compiles_without_avx512(unit_in, machine):
-    spec = Case(visit="gather", open_in=True, unit_in=unit_in).spec
-    kernel = direct_conv2d(spec).with_attr("global_symbol", "main")
-    target = tvm.target.Target({"kind": "llvm", **machine})
-    assert tvm.compile(tvm.IRModule({"main": kernel}), target=target)
+@pytest.mark.parametrize("name", ["x86-avx2", "x86-avx512", "snapdragon-845"])
+def test_gathering_compiles_for_other_machines(unit_in, name):
+    soc = load_soc(name)
+    case = Case(visit="gather", open_in=True, unit_in=unit_in, lanes=soc.lanes)
+    kernel = direct_conv2d(replace(case.spec, permutes=soc.permutes))
+    module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
+    assembly = tvm.compile(module, target=soc.tvm_target()).mod.inspect_source("asm")
+    assert ("vpermps" in assembly) == (soc.permutes != "")

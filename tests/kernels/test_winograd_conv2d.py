@@ -16,6 +16,7 @@ from tests.kernels.util import (
     halo_of,
     open_channels,
     open_list,
+    permutes,
     plain,
     random,
     unwritten,
@@ -55,6 +56,7 @@ def convolution(
         bias=True,
         unit_in=LANES,
         registers=20,
+        permutes=permutes(LANES),
     )
     return replace(spec, **changes)
 

@@ -2,6 +2,7 @@
 """What the kernel tests share: compile one kernel, blocked tensors, lists of open channels."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +18,13 @@ TOLERANCE = 1e-5  # of the reference's largest magnitude
 @lru_cache
 def host_target() -> tvm.target.Target:
     return load_soc("host").tvm_target()
+
+
+@lru_cache
+def permutes(lanes: int) -> str:
+    """What permutes vectors of so many lanes on this machine, if it has such."""
+    host = load_soc("host")
+    return replace(host, lanes=lanes).permutes if lanes <= host.lanes else ""
 
 
 def compiled(kernel: tirx.PrimFunc) -> Callable:

@@ -41,6 +41,7 @@ def convolution(
         visit=visit,
         registers=soc.vector_registers,
         by_lane=soc.multiplies_by_lane,
+        permutes=soc.permutes,
         schedule=schedule or Schedule(),
     )
 

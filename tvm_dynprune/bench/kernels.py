@@ -67,6 +67,7 @@ class KernelCase:
             visit=self.visit,
             registers=soc.vector_registers,
             by_lane=soc.multiplies_by_lane,
+            permutes=soc.permutes,
         )
 
 

@@ -32,7 +32,8 @@ class Conv2d:
 
     ``y = after(before(conv(x, weight) + bias) * scale + residual)``; channels outside the output
     list become ``after(residual)``, or 0 without a residual, if `fill`, and stay unwritten if not.
-    `by_lane` says that the target multiplies a vector by one lane of another in one instruction.
+    `by_lane` says that the target multiplies a vector by one lane of another in one instruction,
+    `permutes` is LLVM's name of the instruction that picks a vector's lanes by another, if any.
     `pools` adds a second result, the mean of each channel of y; closed ones have that of their fill
     or 0. `in_place` writes y over the residual, whose closed channels so stay what they are.
     """
@@ -58,13 +59,14 @@ class Conv2d:
     schedule: Schedule = field(default_factory=Schedule)
     registers: int = 32
     by_lane: bool = False
+    permutes: str = ""
 
     @property
     def reduction(self) -> Reduction:
         """The loops of a direct convolution over input channels and window."""
         pixels = self.y.height * self.y.width
         sides = self.x, self.kernel, pixels, self.open_in, self.unit_in
-        return Reduction(*sides, unrolls=self.few_registers)
+        return Reduction(*sides, few_registers=self.few_registers)
 
     @property
     def few_registers(self) -> bool:

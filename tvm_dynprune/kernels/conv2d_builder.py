@@ -93,8 +93,8 @@ class Conv2dBuilder:
         """
         raise NotImplementedError
 
-    def gathered(self, n, vectors: GatheredVectors) -> None:
-        """Emit vectors of output channels that a list names."""
+    def gathered(self, n) -> None:
+        """Emit the output channels that a list names, by vectors put together from them."""
         raise NotImplementedError
 
     def _declare(self) -> None:
@@ -190,25 +190,18 @@ class Conv2dBuilder:
 
     def items(self, n):
         """How many blocks of input channels, or channels, there are to walk."""
-        return self.count_in[n] if self.spec.open_in else self.spec.x.blocks
+        return self.count_in[n] if self.spec.open_in else self.spec.reduction.list_length
 
     def block_at(self, n, position):
         """Which block that is."""
         return self.list_out[n, position] if self.spec.visit == "blocks" else position
 
     def _sample_gather(self, n) -> None:
-        """Threads share the vectors of open channels; what a block holds comes from several."""
+        """What a block holds may come from several threads."""
         spec, y, count = self.spec, self.spec.y, self.count_out[n]
         with T.parallel(0, y.blocks) as block:
             zero_halo(self.y, y, n, block)
-        # As many vectors at a time as kernels compute together, then what does not need as many.
-        together = self.vectors * self.lanes
-        times = tirx.floordiv(count + self.lanes - 1, together)
-        with T.parallel(0, times) as i:
-            self.gathered(n, self._gathered_vectors(n, i * together, self.vectors))
-        if self.vectors > 1:
-            with T.If(times * together < count), T.Then():
-                self.gathered(n, self._gathered_vectors(n, times * together, 1))
+        self.gathered(n)
         if spec.fill:
             with T.parallel(count, y.channels) as position:
                 channel = self.list_out[n, position]
@@ -217,12 +210,22 @@ class Conv2dBuilder:
                     value = self.closed_value(n, block, row, column, lane)
                     T.buffer_store(self.y, value, [n, block, row + y.halo, column + y.halo, lane])
 
-    def _gathered_vectors(self, n, start, vectors: int) -> GatheredVectors:
-        spec = self.spec
-        of = self.list_out, n, start, self.count_out[n], vectors
+    def gathered_vectors(self, n, start, vectors: int, most=None) -> GatheredVectors:
+        """Emit how to find the open channels from a position on: of so many vectors, or `most`."""
+        count = tirx.min(self.count_out[n] - start, vectors * self.lanes if most is None else most)
+        spec, of = self.spec, (self.list_out, n, start, count, vectors)
         return GatheredVectors(
-            *of, blocks=spec.y.blocks, lanes=self.lanes, by_lane=spec.by_lane
+            *of, blocks=spec.y.blocks, lanes=self.lanes, permutes=spec.permutes
         )
+
+    def vectors_at_once(self, count) -> list[tuple]:
+        """(first, times, at once) of the vectors of `count` channels: several, then one if left."""
+        lanes, several = self.lanes, self.vectors
+        times = tirx.floordiv(count + lanes - 1, several * lanes)
+        if several == 1:
+            return [(0, times, 1)]
+        left = tirx.Cast("int32", times * several * lanes < count)
+        return [(0, times, several), (times * several, left, 1)]
 
     def gathered_bias(self, vectors: GatheredVectors) -> Buffer:
         """Emit the copy of the vectors' biases; returns one row."""
@@ -232,7 +235,7 @@ class Conv2dBuilder:
         return bias
 
     def scatter(
-        self, n, vectors: GatheredVectors, number: int, values: Buffer, places: Sequence[tuple]
+        self, n, vectors: GatheredVectors, number, values: Buffer, places: Sequence[tuple]
     ) -> None:
         """Emit the epilogue of the sums (places, lanes) of a gathered vector and write them."""
         halo = self.spec.y.halo

@@ -6,17 +6,15 @@ channels and the window, so the time is proportional to open_in * open_out. Any 
 dilation, padding and channel count.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.conv2d_builder import LINE, ask_for
-from tvm_dynprune.kernels.direct_sums import DirectSums, Sums
+from tvm_dynprune.kernels.direct_sums import Sums
 from tvm_dynprune.kernels.feature_map import zero_halo
-from tvm_dynprune.kernels.gather import GatheredVectors
+from tvm_dynprune.kernels.gathered_sums import GatheredSums
 from tvm_dynprune.kernels.reduction import Step
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, Tile
 
@@ -30,7 +28,7 @@ def direct_weight_shape(spec: Conv2d) -> tuple[int, ...]:
     """Shape of the packed weights."""
     x, y = spec.x, spec.y
     if spec.visit == "gather":
-        return (y.blocks, x.channels, *spec.kernel, y.lanes)
+        return (x.channels, y.blocks, *spec.kernel, y.lanes)
     return (y.blocks, *spec.reduction.weight_shape, y.lanes)
 
 
@@ -42,7 +40,7 @@ def pack_direct_weight(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
     padded[:c_out] = weight
     blocked = padded.reshape(spec.y.blocks, lanes, c_in, kh, kw)
     if spec.visit == "gather":
-        return np.ascontiguousarray(np.moveaxis(blocked, 1, -1))
+        return np.ascontiguousarray(blocked.transpose(2, 0, 3, 4, 1))
     return np.ascontiguousarray(np.moveaxis(spec.reduction.pack(blocked), 1, -1))
 
 
@@ -63,7 +61,7 @@ def direct_conv2d(spec: Conv2d) -> tirx.PrimFunc:
     return _Builder(spec).build()
 
 
-class _Builder(DirectSums):
+class _Builder(GatheredSums):
     def declare_input(self) -> None:
         self.x = self.spec.x.argument("x")
         self.weight = T.arg("weight", T.buffer(direct_weight_shape(self.spec), "float32"))
@@ -114,51 +112,3 @@ class _Builder(DirectSums):
         with part.first():
             for block in blocks:
                 zero_halo(self.y, spec.y, n, block)
-
-    def gathered(self, n, vectors: GatheredVectors) -> None:
-        spec, lanes, reduction = self.spec, self.lanes, self.spec.reduction
-        channels = reduction.gathered_chunk * (reduction.block_channels if spec.by_input_block else 1)
-        rows = (channels, *spec.kernel)
-        packed = vectors.row_buffer(int(np.prod(rows)))
-        bias = self.gathered_bias(vectors) if spec.bias else None
-        lists = (self.list_in, self.count_in) if spec.open_in else (None, None)
-
-        def gather(*within) -> None:
-            with (
-                vectors.gather() as (block, copy),
-                reduction.channels(n, *lists, within) as (index, channel, later),
-            ):
-                for line in range(-(-int(np.prod(spec.kernel)) * lanes // LINE)):
-                    ask_for(self.weight, (block, later, 0, 0, line * LINE))
-                with T.grid(*spec.kernel) as (i, j):
-                    row = _flat((index, i, j), rows)
-                    copy(packed, row, lambda every: self.weight[block, channel, i, j, every])
-
-        def weight(step: Step, k: int, v):
-            return packed[_flat((step.index, step.kh, step.kw), rows), k * lanes + v]
-
-        def start(acc) -> None:
-            for (k, _), one in np.ndenumerate(acc):
-                with T.vectorized(0, lanes) as v:
-                    value = T.float32(0) if bias is None else bias[0, k * lanes + v]
-                    T.buffer_store(one, value, [v])
-
-        def finish(acc, tile: Tile, row, column) -> None:
-            places = [(row + i, column + j) for i, j in tile.pixels]
-            for number in range(vectors.vectors):
-                values = T.alloc_buffer((len(places), lanes), "float32")
-                for t, one in enumerate(acc[number]):
-                    with T.vectorized(0, lanes) as v:
-                        T.buffer_store(values, one[v], [t, v])
-                self.scatter(n, vectors, number, values, places)
-
-        none = [None] * vectors.vectors
-        self.sum_pixels(n, Part(), Sums(none, none, weight, start, finish, gather=gather))
-
-
-def _flat(index: Sequence, shape: Sequence[int]):
-    """Position in row-major order."""
-    flat = index[0]
-    for i, size in zip(index[1:], shape[1:], strict=True):
-        flat = flat * size + i
-    return flat

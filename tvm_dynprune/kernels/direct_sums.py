@@ -5,14 +5,17 @@ All input channels for one tile after the other, or, where tiles are small, some
 all tiles.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
+from tvm.tirx import Buffer
 
 from tvm_dynprune.kernels.conv2d_builder import LINE, Conv2dBuilder, repeated_lanes
 from tvm_dynprune.kernels.reduction import Step
@@ -30,7 +33,7 @@ class Sums:
     ``start(acc)``, ``weight(step, vector, lane)``, ``finish(acc, tile, row, column)``, and, where
     weights are to be prefetched, ``ask(block, place, line)``: a cache line of those of one of the
     `blocks`, which are the vectors, or of the `following`, from a place on (`Step.weight`).
-    ``gather(first, count)`` is what the weights of the items of each chunk need, if they do.
+    ``ask_chunk(tile, at, i, j)`` does so for the next chunk at each place of the window.
     """
 
     blocks: list
@@ -39,7 +42,18 @@ class Sums:
     start: Callable[..., None]
     finish: Callable[..., None]
     ask: Callable[..., None] | None = None
-    gather: Callable[..., None] | None = None
+    ask_chunk: Callable[..., None] | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Items of input channels, number `number` of `count`, that all pixels take before the next."""
+
+    waiting: Buffer  # sums: vectors, pixels, lanes
+    number: Any
+    count: Any
+    within: tuple  # position of the first item, and how many
+    later: Any  # position of the next chunk
 
 
 class DirectSums(Conv2dBuilder):
@@ -57,65 +71,64 @@ class DirectSums(Conv2dBuilder):
         spec = self.spec
         several = spec.y.height * spec.y.width > spec.sums
         # Small tiles go through the weights more often than any but the nearest cache can give.
-        if sums.gather is not None:
-            self._sum_by_chunks(n, part, sums, spec.reduction.gathered_chunk)
-        elif spec.few_registers and several and spec.reduction.large_chunk > 0:
-            self._sum_by_chunks(n, part, sums, spec.reduction.large_chunk)
+        if spec.few_registers and several and spec.reduction.large_chunk > 0:
+            with self.chunks(n, spec.reduction.large_chunk, len(sums.blocks)) as chunk:
+                self.pixels(part, lambda tile, *at: self.chunk_tile(n, chunk, tile, at, sums))
         else:
-            self._pixels(part, lambda tile, *at: self._tile(n, tile, at, sums))
+            self.pixels(part, lambda tile, *at: self._tile(n, tile, at, sums))
 
-    def _pixels(self, part: Part, emit: Callable[..., None]) -> None:
+    def pixels(self, part: Part, emit: Callable[..., None]) -> None:
         """A part of the pixels, a tile at a time: ``emit(tile, row, column)``."""
         for k, tile in enumerate(self.tiles):
             with part.share(tile.row_count, k) as i, T.serial(0, tile.column_count) as j:
                 emit(tile, tile.row + i * tile.height, tile.column + j * tile.width)
 
-    def _sum_by_chunks(self, n, part: Part, sums: Sums, at_once: int) -> None:
-        """Some items of input channels at a time; their sums wait in memory."""
-        y = self.spec.y
-        shape = (len(sums.blocks), y.height * y.width, self.lanes)
-        waiting = T.alloc_buffer(shape, "float32")
+    @contextmanager
+    def chunks(self, n, at_once: int, vectors: int) -> Iterator[Chunk]:
+        """Walk the items, `at_once` at a time; the sums of `vectors` wait in memory."""
+        pixels = self.spec.y.height * self.spec.y.width
+        waiting = T.alloc_buffer((vectors, pixels, self.lanes), "float32")
         items = self.items(n)
-        chunks = tirx.max(tirx.floordiv(items + at_once - 1, at_once), 1)
-        with T.serial(0, chunks) as chunk:
-            first = chunk * at_once
+        count = tirx.max(tirx.floordiv(items + at_once - 1, at_once), 1)
+        with T.serial(0, count) as number:
+            first = number * at_once
             within = first, tirx.min(items - first, at_once)
-            if sums.gather is not None:
-                sums.gather(*within)
+            yield Chunk(waiting, number, count, within, first + at_once)
 
-            def emit(tile: Tile, row, column) -> None:
-                acc = registers(len(sums.blocks), len(tile.pixels), lanes=self.lanes)
-                pixels = [(row + i) * y.width + column + j for i, j in tile.pixels]
-                if sums.ask is not None and tile == self.tiles[0]:
-                    self._ask_chunk(n, tile, (row, column), first + at_once, sums)
-                _zero(acc)
-                self._add_products(n, acc, tile, (row, column), sums, within=within)
-                with T.If(chunk > 0), T.Then():
-                    for (k, t), one in np.ndenumerate(acc):
-                        with T.vectorized(0, self.lanes) as v:
-                            T.buffer_store(one, one[v] + waiting[k, pixels[t], v], [v])
-                with T.If(chunk < chunks - 1):
-                    with T.Then():
-                        for (k, t), one in np.ndenumerate(acc):
-                            with T.vectorized(0, self.lanes) as v:
-                                T.buffer_store(waiting, one[v], [k, pixels[t], v])
-                    with T.Else():
-                        total = registers(*acc.shape, lanes=self.lanes)
-                        sums.start(total)
-                        _add(acc, total)
-                        sums.finish(acc, tile, row, column)
-
-            self._pixels(part, emit)
+    def chunk_tile(self, n, chunk: Chunk, tile: Tile, at: tuple, sums: Sums, vector=0) -> None:
+        """Add a chunk's products of a tile at (row, column), of vectors from number `vector` on."""
+        y, waiting, number = self.spec.y, chunk.waiting, chunk.number
+        acc = registers(len(sums.blocks), len(tile.pixels), lanes=self.lanes)
+        pixels = [(at[0] + i) * y.width + at[1] + j for i, j in tile.pixels]
+        if sums.ask is not None and tile == self.tiles[0]:
+            self._ask_chunk(n, tile, at, chunk.later, sums)
+        _zero(acc)
+        self._add_products(n, acc, tile, at, sums, within=chunk.within)
+        with T.If(number > 0), T.Then():
+            for (k, t), one in np.ndenumerate(acc):
+                with T.vectorized(0, self.lanes) as v:
+                    T.buffer_store(one, one[v] + waiting[vector + k, pixels[t], v], [v])
+        with T.If(number < chunk.count - 1):
+            with T.Then():
+                for (k, t), one in np.ndenumerate(acc):
+                    with T.vectorized(0, self.lanes) as v:
+                        T.buffer_store(waiting, one[v], [vector + k, pixels[t], v])
+            with T.Else():
+                total = registers(*acc.shape, lanes=self.lanes)
+                sums.start(total)
+                _add(acc, total)
+                sums.finish(acc, tile, *at)
 
     def _ask_chunk(self, n, tile: Tile, at: tuple, later, sums: Sums) -> None:
         """Ask for a tile's share of the weights of the next chunk, items from `later` on."""
         assert sums.ask is not None
         reduction = self.spec.reduction
-        of_item = int(np.prod(reduction.kernel)) * self._lines
+        _, *rest = reduction.weight_shape
+        of_item = -(-int(np.prod(rest)) * self.lanes // LINE)
         needed = -(-of_item * reduction.large_chunk // (tile.row_count * tile.column_count))
         share = min((k for k in range(needed, of_item) if of_item % k == 0), default=of_item)
         items = -(-needed // of_item)
-        number, _ = self._number(tile, at)
+        number, _ = self.number(tile, at)
         end = self.items(n)
         for k in range(items):
             line = number * share * items + k * of_item
@@ -124,9 +137,9 @@ class DirectSums(Conv2dBuilder):
                 for i in range(share):
                     listed = self.list_in[n, item] if self.spec.open_in else item
                     for block in sums.blocks:
-                        sums.ask(block, (listed, 0, 0, 0), line % of_item + i)
+                        sums.ask(block, (listed, *[0] * len(rest)), line % of_item + i)
 
-    def _number(self, tile: Tile, at: tuple) -> tuple:
+    def number(self, tile: Tile, at: tuple) -> tuple:
         """Which tile of the plane it is, and of how many."""
         counts = [one.row_count * one.column_count for one in self.tiles]
         row, column = (at[0] - tile.row) // tile.height, (at[1] - tile.column) // tile.width
@@ -143,7 +156,7 @@ class DirectSums(Conv2dBuilder):
         ask, spec, lines = sums.ask, self.spec, self._lines
         if ask is None:
             return None
-        number, count = self._number(tile, at)
+        number, count = self.number(tile, at)
         share = -(-lines // count)
         size = 4 * len(sums.blocks) * self.lanes * int(np.prod(spec.reduction.weight_shape))
 
@@ -200,11 +213,14 @@ class DirectSums(Conv2dBuilder):
         """Add all products of a tile, or those `within` a chunk."""
         lists = (self.list_in, self.count_in) if self.spec.open_in else (None, None)
 
+        prefetch = self._prefetch(tile, at, sums) if within is None else None
+        if sums.ask_chunk is not None:
+            prefetch = partial(sums.ask_chunk, tile, at)
         with self.spec.reduction.loops(
             n,
             *lists,
             end_chunk,
-            self._prefetch(tile, at, sums) if within is None else None,
+            prefetch,
             by_vector=self._by_vector,
             within=within,
         ) as step:

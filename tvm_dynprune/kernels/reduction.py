@@ -7,7 +7,8 @@
 ``window_outer``   kh, kw, channel: the dynamic bound inside keeps LLVM from unrolling the window,
                    which would spill the accumulators
 ``channel_outer``  channel, kh, kw: for planes of a few pixels, which have few accumulators and are
-                   bound by reading weights; those of one channel stay together
+                   bound by reading weights; those of one channel stay together, also where all
+                   pixels take the products of some channels before those of the next
 =================  =================================================================================
 
 A long sum in one accumulator rounds each product to the size that the sum has come to; `chunked`
@@ -27,7 +28,6 @@ from tvm.tirx import Buffer
 from tvm_dynprune.kernels.feature_map import FeatureMap
 
 _FEW_PIXELS = 8
-_LATER = 12  # items: what memory needs to answer
 _CHUNK = 128  # products, about; adding them to a total costs two more in a hundred
 _LARGE_WINDOW = 144  # products of a block, above which its chunks are rows of the window
 _ROWS_CHUNK = 48  # products of these, at most
@@ -53,9 +53,9 @@ class Step(NamedTuple):
 class Reduction:
     """The loops over input channels and window of one convolution.
 
-    `unit` is how many neighbouring input channels open together where they are `listed`. It
-    `unrolls` the channels of a block where LLVM, left to do it, would unroll the window with them
-    and keep what it loaded for other pixels, for which there are no registers.
+    `unit` is how many neighbouring input channels open together where they are `listed`. With
+    `few_registers` it unrolls the channels of a block: LLVM, left to do it, would unroll the window
+    with them and keep what it loaded for other pixels, for which there are no registers.
     """
 
     x: FeatureMap
@@ -63,7 +63,7 @@ class Reduction:
     pixels: int
     listed: bool
     unit: int
-    unrolls: bool = False
+    few_registers: bool = False
 
     @property
     def order(self) -> str:
@@ -74,7 +74,8 @@ class Reduction:
             return "blocks"
         if self.x.channels < lanes and not self.listed:  # an image's colours
             return "blocks"
-        return "channel_outer" if self.pixels <= _FEW_PIXELS else "window_outer"
+        few = self.pixels <= _FEW_PIXELS or self.few_registers
+        return "channel_outer" if few else "window_outer"
 
     @property
     def block_channels(self) -> int:
@@ -127,15 +128,13 @@ class Reduction:
         an item.
         """
         kh, kw = self.kernel
-        items = _LARGE_CHUNK // (kh * kw * self.block_channels)
-        return items if self.order == "blocks" and items < self.list_length else 0
+        items = _LARGE_CHUNK // (kh * kw * self.item_channels)
+        return items if self.order != "window_outer" and items < self.list_length else 0
 
     @property
-    def gathered_chunk(self) -> int:
-        """Items of such a chunk where vectors of weights are put together for each."""
-        kh, kw = self.kernel
-        channels = self.block_channels if self.order == "blocks" else 1
-        return max(1, _LARGE_CHUNK // (kh * kw * channels))
+    def item_channels(self) -> int:
+        """Channels of an item."""
+        return self.block_channels if self.order == "blocks" else 1
 
     @property
     def _columns(self) -> int:
@@ -166,10 +165,10 @@ class Reduction:
         for weights, in order "blocks" once for all channels of a block: `place` is the index of
         those in use, `later` that of the next item's. `by_vector`, in order "blocks", stops at the
         first lane of each block only. `within` are the position and the number of the items of a
-        `large_chunk` or `gathered_chunk`, if they are all.
+        chunk that all pixels take before the next one, if they are all.
         """
         kh, kw = self.kernel
-        lanes = T.unroll if self.unrolls else T.serial
+        lanes = T.unroll if self.few_registers else T.serial
         walk = self._open(n, items, count, within=within)
         if within is not None:
             end_chunk = None
@@ -181,16 +180,21 @@ class Reduction:
                     if self._rows:
                         self._cut(at * kh + i, self._rows, end_chunk)
                     with T.serial(0, kw) as j:
-                        if prefetch is not None:
+                        if prefetch is not None and within is None:
                             prefetch((block, i, j, 0), (later, i, j, 0))
+                        elif prefetch is not None:
+                            with T.If(at == 0), T.Then():
+                                prefetch(i, j)
                         with lanes(0, 1 if by_vector else self.block_channels) as lane:
                             index = at * self.x.lanes + lane
                             yield Step(block, lane, i, j, index, (block, i, j, lane))
-        elif self.order == "window_outer":
+        elif self.order == "window_outer" or within is not None:
             with T.grid(kh, kw) as (i, j):
                 self._cut(i * kw + j, self._columns, end_chunk)
+                if within is not None and prefetch is not None:
+                    prefetch(i, j)
                 with walk as (at, c, later):
-                    if prefetch is not None:
+                    if within is None and prefetch is not None:
                         prefetch((i, j, c), (i, j, later))
                     yield Step(*self._split(c), i, j, at, (i, j, c))
         else:
@@ -212,14 +216,14 @@ class Reduction:
     def channels(
         self, n: tirx.Var, items: Buffer | None, count: Buffer | None, within: tuple
     ) -> Iterator[tuple]:
-        """Emit a loop over the channels of a chunk: index there, channel, one that comes later."""
+        """Emit a loop over the channels of a chunk: index there, channel."""
         lanes = self.x.lanes
-        with self._open(n, items, count, _LATER, within) as (at, item, later):
+        with self._open(n, items, count, within=within) as (at, item, _):
             if self.order == "blocks":
                 with T.serial(0, self.block_channels) as lane:
-                    yield at * lanes + lane, item * lanes + lane, later * lanes + lane
+                    yield at * lanes + lane, item * lanes + lane
             else:
-                yield at, item, later
+                yield at, item
 
     def _split(self, c: tirx.Var) -> tuple:
         lanes = self.x.lanes

@@ -99,7 +99,13 @@ class _Builder(WinogradProducts):
             for block in blocks:
                 zero_halo(self.y, self.spec.y, n, block)
 
-    def gathered(self, n, vectors: GatheredVectors) -> None:
+    def gathered(self, n) -> None:
+        for first, times, at_once in self.vectors_at_once(self.count_out[n]):
+            with T.parallel(0, times) as i:
+                start = (first + i * at_once) * self.lanes
+                self._gathered(n, self.gathered_vectors(n, start, at_once))
+
+    def _gathered(self, n, vectors: GatheredVectors) -> None:
         bias = self.gathered_bias(vectors) if self.spec.bias else None
         blocks = [Gathered(vectors, number, bias) for number in range(vectors.vectors)]
         for strip, count in _strips(self.winograd):

@@ -37,6 +37,7 @@ from tvm_dynprune.passes.dataflow import Dataflow, Functions, shape_of
 from tvm_dynprune.passes.kernel_cost import (
     WinogradPlane,
     direct_cost,
+    gaps_cost,
     gather_cost,
     winograd_cost,
 )
@@ -154,9 +155,12 @@ class CostModel:
         gathering = gather_cost(channels, blocks, kernel, cost)
         costs = {name: each + gathering for name, each in costs.items()}
         if self.winograd:
-            costs["direct_in"] = direct_cost(channels, all_blocks, *size, cost)
-            in_only = self._winograd_costs(func, channels, all_blocks, in_only=True)
-            costs |= {f"{name}_in": each for name, each in in_only.items()}
+            in_only = {"direct": direct_cost(channels, all_blocks, *size, cost)}
+            in_only |= self._winograd_costs(func, channels, all_blocks, in_only=True)
+            gaps = 0.0
+            if by_input and int(func.attrs["open_unit_in"]) % self.lanes:
+                gaps = gaps_cost(channels, all_blocks, kernel, cost)
+            costs |= {f"{name}_in": each + gaps for name, each in in_only.items()}
         return costs
 
     def _cost(self) -> Cost:

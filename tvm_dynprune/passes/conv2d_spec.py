@@ -24,6 +24,7 @@ class KernelTarget:
     lanes: int
     registers: int
     by_lane: bool = False
+    permutes: str = ""
 
     @property
     def transform_registers(self) -> int:
@@ -33,7 +34,7 @@ class KernelTarget:
 
 def kernel_target(soc: Soc) -> KernelTarget:
     """That of a SoC."""
-    return KernelTarget(soc.lanes, soc.vector_registers, soc.multiplies_by_lane)
+    return KernelTarget(soc.lanes, soc.vector_registers, soc.multiplies_by_lane, soc.permutes)
 
 
 def module_specs(
@@ -86,6 +87,7 @@ def conv2d_spec(
         schedule=_schedule(composite),
         registers=target.registers,
         by_lane=target.by_lane,
+        permutes=target.permutes,
     )
     lowering = str(composite.attribute("lowering"))
     if lowering == "indexed":

@@ -17,6 +17,7 @@ from tvm_dynprune.kernels.winograd import (
 from tvm_dynprune.soc import Cost
 
 _TRANSFORM_IN_REGISTERS = 0.6  # of a point's vector of weights
+_GAPS = 0.6  # of putting a vector together: reading it where nobody reads its neighbours
 
 
 def direct_cost(
@@ -30,6 +31,11 @@ def direct_cost(
 def gather_cost(channels_in: float, blocks_out: float, kernel: Sequence[int], cost: Cost) -> float:
     """What a convolution costs more where its vectors of weights are put together."""
     return channels_in * blocks_out * kernel[0] * kernel[1] * cost.gather
+
+
+def gaps_cost(channels_in: float, blocks_out: float, kernel: Sequence[int], cost: Cost) -> float:
+    """What a convolution costs more where input channels are listed one by one, all outputs not."""
+    return _GAPS * gather_cost(channels_in, blocks_out, kernel, cost)
 
 
 @dataclass(frozen=True)

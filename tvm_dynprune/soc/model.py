@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tvm.target import Target
 
 HOST = "host"
+_PERMUTES = {8: "llvm.x86.avx2.permps", 16: "llvm.x86.avx512.permvar.sf.512"}
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,15 @@ class Soc:
     def multiplies_by_lane(self) -> bool:
         """Whether one instruction multiplies a vector by one lane of another (fmla on ARM)."""
         return self.target["mtriple"].startswith(("aarch64", "arm64"))
+
+    @property
+    def permutes(self) -> str:
+        """LLVM's name of the instruction that picks a vector's lanes by another; "" if none.
+
+        The lanes of x86 say which extension it has.
+        """
+        x86 = self.target["mtriple"].startswith("x86_64")
+        return _PERMUTES.get(self.lanes, "") if x86 else ""
 
     @property
     def cache_kib(self) -> int:
