@@ -15,7 +15,7 @@ from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVectors
 from tvm_dynprune.kernels.pooling import Pooling, means_of
-from tvm_dynprune.kernels.tiling import Part, parallel
+from tvm_dynprune.kernels.tiling import Part, parallel_runs
 
 LINE = 16  # floats of a cache line
 
@@ -145,9 +145,11 @@ class Conv2dBuilder:
 
     def blocks(self, n) -> None:
         """Emit the visit of all blocks, or of those of a list."""
-        for first, times, vectors in self.runs(n):
-            with parallel(times, self.parts) as (i, part):
-                self.some_blocks(n, *self.neighbours(n, first + i * vectors, vectors), part)
+
+        def emit(position, vectors: int, part: Part) -> None:
+            self.some_blocks(n, *self.neighbours(n, position, vectors), part)
+
+        parallel_runs(self.runs(n), self.parts, emit)
 
     def runs(self, n) -> list[tuple]:
         """(first position, times, vectors at a time) of the blocks: several at a time, the rest."""
@@ -214,9 +216,7 @@ class Conv2dBuilder:
         """Emit how to find the open channels from a position on: of so many vectors, or `most`."""
         count = tirx.min(self.count_out[n] - start, vectors * self.lanes if most is None else most)
         spec, of = self.spec, (self.list_out, n, start, count, vectors)
-        return GatheredVectors(
-            *of, blocks=spec.y.blocks, lanes=self.lanes, permutes=spec.permutes
-        )
+        return GatheredVectors(*of, blocks=spec.y.blocks, lanes=self.lanes, permutes=spec.permutes)
 
     def vectors_at_once(self, count) -> list[tuple]:
         """(first, times, at once) of the vectors of `count` channels: several, then one if left."""

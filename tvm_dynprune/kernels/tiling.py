@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cut an output plane into tiles of accumulators that fit the vector registers, and share it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -126,3 +126,19 @@ def parallel(count, parts: int) -> Iterator[tuple[tirx.Var, Part]]:
             yield i, Part()
         else:
             yield tirx.floordiv(i, parts), Part(tirx.floormod(i, parts), parts)
+
+
+def parallel_runs(runs: list[tuple], parts: int, emit: Callable[..., None]) -> None:
+    """Emit one parallel loop over runs (first, times, at once), so that threads get equal shares.
+
+    ``emit(position, at_once, part)`` is what is done at a position of a run, for one of the parts.
+    """
+    with parallel(sum(times for _, times, _ in runs), parts) as (i, part):
+        before = 0
+        for first, times, at_once in runs:
+            with ExitStack() as stack:
+                if len(runs) > 1:
+                    stack.enter_context(T.If(tirx.all(i >= before, i < before + times)))
+                    stack.enter_context(T.Then())
+                emit(first + (i - before) * at_once, at_once, part)
+            before += times

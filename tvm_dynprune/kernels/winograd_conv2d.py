@@ -11,7 +11,7 @@ from tvm.tirx import Buffer
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVectors
 from tvm_dynprune.kernels.registers import registers
-from tvm_dynprune.kernels.tiling import Part, cut, cut_evenly
+from tvm_dynprune.kernels.tiling import Part, cut, cut_evenly, parallel_runs
 from tvm_dynprune.kernels.winograd import Winograd
 from tvm_dynprune.kernels.winograd_input import transform_strip, whole_rows
 from tvm_dynprune.kernels.winograd_products import WinogradProducts
@@ -100,10 +100,10 @@ class _Builder(WinogradProducts):
                 zero_halo(self.y, self.spec.y, n, block)
 
     def gathered(self, n) -> None:
-        for first, times, at_once in self.vectors_at_once(self.count_out[n]):
-            with T.parallel(0, times) as i:
-                start = (first + i * at_once) * self.lanes
-                self._gathered(n, self.gathered_vectors(n, start, at_once))
+        def emit(position, at_once: int, _part: Part) -> None:
+            self._gathered(n, self.gathered_vectors(n, position * self.lanes, at_once))
+
+        parallel_runs(self.vectors_at_once(self.count_out[n]), 1, emit)
 
     def _gathered(self, n, vectors: GatheredVectors) -> None:
         bias = self.gathered_bias(vectors) if self.spec.bias else None
