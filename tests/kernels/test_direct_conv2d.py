@@ -290,6 +290,18 @@ def test_orders_of_the_reduction(c_in, size, unit_in, order, visit):
 
 
 @pytest.mark.parametrize(
+    ("c_in", "unit_in", "open_in"), [(40, 1, True), (36, 4, True), (21, 1, False)]
+)
+@pytest.mark.parametrize("size", [(2, 2), (3, 5), (9, 8)])
+@pytest.mark.parametrize("visit", ["all", "blocks", "gather"])
+def test_channels_by_chunks_with_few_registers(c_in, unit_in, open_in, size, visit):
+    case = Case(c_in=c_in, c_out=24, size=size, visit=visit, unit_in=unit_in, open_in=open_in)
+    case = replace(case, registers=16)
+    assert case.spec.reduction.order == "channel_outer"
+    check(case)
+
+
+@pytest.mark.parametrize(
     "epilogue",
     [
         {"bias": False},

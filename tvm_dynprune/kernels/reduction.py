@@ -196,7 +196,8 @@ class Reduction:
                 with walk as (at, c, later):
                     if within is None and prefetch is not None:
                         prefetch((i, j, c), (i, j, later))
-                    yield Step(*self._split(c), i, j, at, (i, j, c))
+                    outer = self.order == "window_outer"
+                    yield Step(*self._split(c), i, j, at, (i, j, c) if outer else (c, i, j))
         else:
             with walk as (at, c, later):
                 self._cut(at, self._items, end_chunk)
