@@ -3,8 +3,8 @@
 
 Times direct and Winograd kernels over layers and open fractions, with weights that come from memory
 as those of large networks do, and from the last-level cache, and solves for the non-negative costs
-that explain the times best, relative errors weighing alike. Run it on a quiet machine:
-python scripts/fit_cost.py
+that explain the times best, relative errors weighing alike. Run it on a quiet machine, with the
+extra `tune`: python scripts/fit_cost.py
 """
 
 import itertools

@@ -5,7 +5,7 @@ Some input channels at a time, for all output channels: each weight is moved onc
 channels are long runs of memory that nobody fetches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -53,11 +53,12 @@ class GatheredSums(DirectSums):
         bias = self.gathered_bias(vectors) if self.spec.bias else None
         with self.chunks(n, at_once, vectors.vectors) as chunk:
             self._gather(n, vectors, packed, rows, chunk.within)
-            ask = self._ask(n, vectors, chunk, at_once)
+            quick = self.spec.schedule.quick_weights
+            ask = None if quick else self._ask(n, vectors, chunk, at_once)
             for first, times, count in self.vectors_at_once(vectors.count):
                 with T.serial(0, times) as i:
                     number = first + i * count
-                    asks = partial(ask, number, count)
+                    asks = partial(ask, number, count) if ask else None
                     sums = self._sums(n, vectors, (number, count), packed, rows, bias, asks)
                     self.pixels(
                         part,
@@ -67,7 +68,7 @@ class GatheredSums(DirectSums):
                     )
 
     def _gather(self, n, vectors: GatheredVectors, packed: Buffer, rows, within: tuple) -> None:
-        """Put together the weights of a chunk, and ask for those of the next."""
+        """Put together the weights of a chunk: all output channels of one input channel first."""
         lists = (self.list_in, self.count_in) if self.spec.open_in else (None, None)
         with (
             self.spec.reduction.channels(n, *lists, within) as (index, channel),
@@ -77,8 +78,11 @@ class GatheredSums(DirectSums):
                 row = _flat((index, i, j), rows)
                 copy(packed, row, lambda every: self.weight[channel, block, i, j, every])
 
-    def _ask(self, n, vectors: GatheredVectors, chunk: Chunk, at_once: int):
-        """What asks for the weights of the next chunk, a share at each place of each tile."""
+    def _ask(self, n, vectors: GatheredVectors, chunk: Chunk, at_once: int) -> Callable[..., None]:
+        """What asks for the weights of the next chunk, a share at each place of each tile.
+
+        Asked for all at once they would hold up whatever loads next.
+        """
         window = int(np.prod(self.spec.kernel))
         lines = vectors.blocks * (window * self.lanes) // LINE + 1
         tiles = sum(tile.row_count * tile.column_count for tile in self.tiles)
