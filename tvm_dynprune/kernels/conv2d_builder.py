@@ -15,7 +15,7 @@ from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVectors
 from tvm_dynprune.kernels.pooling import Pooling, means_of
-from tvm_dynprune.kernels.tiling import Part, parallel_runs
+from tvm_dynprune.kernels.tiling import Part, by_run, parallel
 
 LINE = 16  # floats of a cache line
 
@@ -145,11 +145,10 @@ class Conv2dBuilder:
 
     def blocks(self, n) -> None:
         """Emit the visit of all blocks, or of those of a list."""
-
-        def emit(position, vectors: int, part: Part) -> None:
-            self.some_blocks(n, *self.neighbours(n, position, vectors), part)
-
-        parallel_runs(self.runs(n), self.parts, emit)
+        runs = self.runs(n)  # in one loop, so that threads get equal shares
+        with parallel(sum(times for _, times, _ in runs), self.parts) as (i, part):
+            for number, position in by_run(i, runs):
+                self.some_blocks(n, *self.neighbours(n, position, runs[number][2]), part)
 
     def runs(self, n) -> list[tuple]:
         """(first position, times, vectors at a time) of the blocks: several at a time, the rest."""
@@ -220,18 +219,17 @@ class Conv2dBuilder:
 
     def vectors_at_once(self, count) -> list[tuple]:
         """(first, times, at once) of the vectors of `count` channels: several, then one if left."""
-        lanes, several = self.lanes, self.vectors
-        times = tirx.floordiv(count + lanes - 1, several * lanes)
-        if several == 1:
-            return [(0, times, 1)]
-        left = tirx.Cast("int32", times * several * lanes < count)
-        return [(0, times, several), (times * several, left, 1)]
+        several, together = self.vectors, self.vectors * self.lanes
+        times = tirx.floordiv(count + self.lanes - 1, together)
+        left = tirx.Cast("int32", times * together < count)
+        runs = [(0, times, several), (times * several, left, 1)]
+        return runs if several > 1 else runs[:1]
 
     def gathered_bias(self, vectors: GatheredVectors) -> Buffer:
         """Emit the copy of the vectors' biases; returns one row."""
         bias = vectors.row_buffer(1)
         with vectors.gather() as (block, copy):
-            copy(bias, 0, lambda every: self.bias[block * self.lanes + every])
+            copy(bias, (0,), lambda every: self.bias[block * self.lanes + every])
         return bias
 
     def scatter(

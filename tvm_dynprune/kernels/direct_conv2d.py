@@ -18,7 +18,6 @@ from tvm_dynprune.kernels.gathered_sums import GatheredSums
 from tvm_dynprune.kernels.reduction import Step
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, Tile
 
-_FEW_PIXELS, _MANY_PIXELS = 256, 1024
 _MOST_VECTORS = 8  # computed together: as many streams of weights as hardware follows
 _FEW_BLOCKS = 16  # whose open ones may not keep all threads busy
 _MOST_PARTS = 2
@@ -42,18 +41,6 @@ def pack_direct_weight(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
     if spec.visit == "gather":
         return np.ascontiguousarray(blocked.transpose(2, 0, 3, 4, 1))
     return np.ascontiguousarray(np.moveaxis(spec.reduction.pack(blocked), 1, -1))
-
-
-def prefetches(spec: Conv2d) -> bool:
-    """Whether a kernel prefetches weights, unless they are quick.
-
-    With very many pixels it has time to fetch. A core that multiplies by lane is slow enough to
-    wait for those of a list only, whose gaps no hardware foresees.
-    """
-    pixels = spec.y.height * spec.y.width
-    if spec.by_lane and (pixels > _FEW_PIXELS or not (spec.open_in and spec.by_input_block)):
-        return False
-    return pixels <= _MANY_PIXELS and spec.visit != "gather"
 
 
 def direct_conv2d(spec: Conv2d) -> tirx.PrimFunc:
@@ -105,8 +92,7 @@ class _Builder(GatheredSums):
         def ask(block, place: tuple, line) -> None:
             ask_for(self.weight, (block, *place, line * LINE))
 
-        slow = prefetches(spec) and not spec.schedule.quick_weights
-        sums = Sums(blocks, following, weight, start, finish, ask if slow else None)
+        sums = Sums(blocks, following, weight, start, finish, ask if self.prefetches else None)
         with self.summed(blocks, part):
             self.sum_pixels(n, part, sums)
         with part.first():

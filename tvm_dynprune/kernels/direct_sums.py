@@ -17,13 +17,27 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import Buffer
 
+from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.conv2d_builder import LINE, Conv2dBuilder, repeated_lanes
 from tvm_dynprune.kernels.reduction import Step
 from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import Part, Tile, tile_size, tiles
 
+_FEW_PIXELS, _MANY_PIXELS = 256, 1024
 _HELD = 384 * 1024  # bytes of weights that a second level has room for, besides those in use
 _IN_TURNS = 4  # pixels, as many as a multiply-add takes cycles
+
+
+def prefetches(spec: Conv2d) -> bool:
+    """Whether a kernel prefetches weights, unless they are quick.
+
+    With very many pixels it has time to fetch. A core that multiplies by lane is slow enough to
+    wait for those of a list only, whose gaps no hardware foresees.
+    """
+    pixels = spec.y.height * spec.y.width
+    if spec.by_lane and (pixels > _FEW_PIXELS or not (spec.open_in and spec.by_input_block)):
+        return False
+    return pixels <= _MANY_PIXELS
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,11 @@ class DirectSums(Conv2dBuilder):
         y = self.spec.y
         rule = tile_size(y.height, y.width, self.spec.sums)
         return tiles(y.height, y.width, self.spec.schedule.tile or rule)
+
+    @property
+    def prefetches(self) -> bool:
+        """Whether weights are prefetched."""
+        return prefetches(self.spec) and not self.spec.schedule.quick_weights
 
     def sum_pixels(self, n, part: Part, sums: Sums) -> None:
         """Emit the sums of a part of the pixels."""

@@ -62,15 +62,15 @@ class GatheredVectors:
             T.buffer_store(self._place, tirx.min(self._place[block], position), [block])
             T.buffer_store(self._wanted, lane, [block, position - self._place[block]])
 
-    def row_buffer(self, rows: int) -> Buffer:
-        """A buffer for `gather`: (rows, the vectors and one more) float32."""
-        return T.alloc_buffer((rows, (self.vectors + 1) * self.lanes), "float32")
+    def row_buffer(self, *rows: int) -> Buffer:
+        """A buffer for `gather`: (*rows, lanes of the vectors and one more) float32."""
+        return T.alloc_buffer((*rows, (self.vectors + 1) * self.lanes), "float32")
 
     @contextmanager
     def gather(self) -> Iterator[tuple]:
         """Emit the loop over blocks; yields a block and what copies its wanted lanes to a row.
 
-        ``copy(rows, row, source)`` is to be called for each row of a `row_buffer`, where
+        ``copy(rows, at, source)`` is to be called for each row of a `row_buffer`, where
         ``source(lanes)`` is a row of the block.
         """
         lanes = self.lanes
@@ -79,13 +79,13 @@ class GatheredVectors:
             every = T.ramp(T.int32(0), 1, lanes)
             wanted, place = self._wanted[block, every], self._place[block]
 
-            def copy(rows: Buffer, row, source: Callable) -> None:
+            def copy(rows: Buffer, at: tuple, source: Callable) -> None:
                 if self._permutes:
                     call = f"float32x{lanes}", self._permutes
                     front = tirx.call_llvm_pure_intrin(*call, source(every), wanted)
                 else:
                     front = source(wanted)
-                T.buffer_store(rows, front, [row, T.ramp(place, 1, lanes)])
+                T.buffer_store(rows, front, [*at, T.ramp(place, 1, lanes)])
 
             yield block, copy
 

@@ -5,7 +5,7 @@ Some input channels at a time, for all output channels: each weight is moved onc
 channels are long runs of memory that nobody fetches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -48,18 +48,16 @@ class GatheredSums(DirectSums):
         item = self.spec.reduction.item_channels
         size = 4 * int(np.prod(self.spec.kernel)) * vectors.vectors * self.lanes
         at_once = max(1, _NEAR // (size * item))
-        rows = (at_once * item, *self.spec.kernel)
-        packed = vectors.row_buffer(int(np.prod(rows)))
+        packed = vectors.row_buffer(at_once * item, *self.spec.kernel)
         bias = self.gathered_bias(vectors) if self.spec.bias else None
         with self.chunks(n, at_once, vectors.vectors) as chunk:
-            self._gather(n, vectors, packed, rows, chunk.within)
-            quick = self.spec.schedule.quick_weights
-            ask = None if quick else self._ask(n, vectors, chunk, at_once)
+            self._gather(n, vectors, packed, chunk.within)
+            ask = self._ask(n, vectors, chunk, at_once) if self.prefetches else None
             for first, times, count in self.vectors_at_once(vectors.count):
                 with T.serial(0, times) as i:
                     number = first + i * count
                     asks = partial(ask, number, count) if ask else None
-                    sums = self._sums(n, vectors, (number, count), packed, rows, bias, asks)
+                    sums = self._sums(n, vectors, (number, count), packed, bias, asks)
                     self.pixels(
                         part,
                         lambda tile, *at, sums=sums, number=number: self.chunk_tile(
@@ -67,7 +65,7 @@ class GatheredSums(DirectSums):
                         ),
                     )
 
-    def _gather(self, n, vectors: GatheredVectors, packed: Buffer, rows, within: tuple) -> None:
+    def _gather(self, n, vectors: GatheredVectors, packed: Buffer, within: tuple) -> None:
         """Put together the weights of a chunk: all output channels of one input channel first."""
         lists = (self.list_in, self.count_in) if self.spec.open_in else (None, None)
         with (
@@ -75,8 +73,7 @@ class GatheredSums(DirectSums):
             vectors.gather() as (block, copy),
         ):
             with T.grid(*self.spec.kernel) as (i, j):
-                row = _flat((index, i, j), rows)
-                copy(packed, row, lambda every: self.weight[channel, block, i, j, every])
+                copy(packed, (index, i, j), lambda every: self.weight[channel, block, i, j, every])
 
     def _ask(self, n, vectors: GatheredVectors, chunk: Chunk, at_once: int) -> Callable[..., None]:
         """What asks for the weights of the next chunk, a share at each place of each tile.
@@ -112,7 +109,6 @@ class GatheredSums(DirectSums):
         vectors: GatheredVectors,
         some: tuple,
         packed: Buffer,
-        rows,
         bias: Buffer | None,
         ask,
     ) -> Sums:
@@ -122,7 +118,7 @@ class GatheredSums(DirectSums):
         def weight(step: Step, k: int, v):
             first = (number + k) * lanes
             every = T.Ramp(first + v.base, 1, lanes) if isinstance(v, tirx.Ramp) else first + v
-            return packed[_flat((step.index, step.kh, step.kw), rows), every]
+            return packed[step.index, step.kh, step.kw, every]
 
         def start(acc) -> None:
             for (k, _), one in np.ndenumerate(acc):
@@ -140,11 +136,3 @@ class GatheredSums(DirectSums):
                 self.scatter(n, vectors, number + k, values, places)
 
         return Sums([None] * count, [None] * count, weight, start, finish, ask_chunk=ask)
-
-
-def _flat(index: Sequence, shape: Sequence[int]):
-    """Position in row-major order."""
-    flat = index[0]
-    for i, size in zip(index[1:], shape[1:], strict=True):
-        flat = flat * size + i
-    return flat

@@ -165,13 +165,12 @@ class Reduction:
         for weights, in order "blocks" once for all channels of a block: `place` is the index of
         those in use, `later` that of the next item's. `by_vector`, in order "blocks", stops at the
         first lane of each block only. `within` are the position and the number of the items of a
-        chunk that all pixels take before the next one, if they are all.
+        chunk that all pixels take before the next one, if they are all; ``prefetch(i, j)`` then
+        comes once for each place of the window.
         """
         kh, kw = self.kernel
         lanes = T.unroll if self.few_registers else T.serial
         walk = self._open(n, items, count, within=within)
-        if within is not None:
-            end_chunk = None
         if self.order == "blocks":
             with walk as (at, block, later):
                 if not self._rows:
@@ -236,15 +235,14 @@ class Reduction:
         n: tirx.Var,
         items: Buffer | None,
         count: Buffer | None,
-        ahead: int = 1,
         within: tuple | None = None,
     ) -> Iterator[tuple]:
-        """Walk the items: position, `within` the chunk if it is one, item, the item `ahead`."""
+        """Walk the items: position, `within` the chunk if it is one, item, the next item."""
         end = self.list_length if count is None else count[n]
         first, length = within or (0, end)
         with T.serial(0, length) as i:
             position = first + i
-            later = tirx.min(position + ahead, end - 1)
+            later = tirx.min(position + 1, end - 1)
             if items is None:
                 yield i, wide(position), later
             else:

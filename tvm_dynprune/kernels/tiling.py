@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cut an output plane into tiles of accumulators that fit the vector registers, and share it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -128,17 +129,17 @@ def parallel(count, parts: int) -> Iterator[tuple[tirx.Var, Part]]:
             yield tirx.floordiv(i, parts), Part(tirx.floormod(i, parts), parts)
 
 
-def parallel_runs(runs: list[tuple], parts: int, emit: Callable[..., None]) -> None:
-    """Emit one parallel loop over runs (first, times, at once), so that threads get equal shares.
+def by_run(i, runs: list[tuple]) -> Iterator[tuple[int, Any]]:
+    """Emit where in runs (first position, times, at a time) turn `i` of a loop over all of them is.
 
-    ``emit(position, at_once, part)`` is what is done at a position of a run, for one of the parts.
+    Yields each run's number and the position in it; what is emitted then is done there.
     """
-    with parallel(sum(times for _, times, _ in runs), parts) as (i, part):
-        before = 0
-        for first, times, at_once in runs:
-            with ExitStack() as stack:
-                if len(runs) > 1:
-                    stack.enter_context(T.If(tirx.all(i >= before, i < before + times)))
-                    stack.enter_context(T.Then())
-                emit(first + (i - before) * at_once, at_once, part)
-            before += times
+    before = 0
+    for number, (first, times, at_once) in enumerate(runs):
+        position = first + (i - before) * at_once
+        if len(runs) == 1:
+            yield number, position
+        else:
+            with T.If(tirx.all(i >= before, i < before + times)), T.Then():
+                yield number, position
+        before += times

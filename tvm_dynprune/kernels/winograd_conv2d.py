@@ -11,7 +11,7 @@ from tvm.tirx import Buffer
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVectors
 from tvm_dynprune.kernels.registers import registers
-from tvm_dynprune.kernels.tiling import Part, cut, cut_evenly, parallel_runs
+from tvm_dynprune.kernels.tiling import Part, by_run, cut, cut_evenly
 from tvm_dynprune.kernels.winograd import Winograd
 from tvm_dynprune.kernels.winograd_input import transform_strip, whole_rows
 from tvm_dynprune.kernels.winograd_products import WinogradProducts
@@ -65,14 +65,10 @@ class _Builder(WinogradProducts):
         if not self.winograd.fuses_input:
             super().blocks(n)
             return
-        with T.parallel(0, self.parts) as number:
-            before = 0
-            for strip, count in _strips(self.winograd):
-                mine = tirx.all(number >= before, number < before + count)
-                with T.If(mine), T.Then():
-                    row = strip.row + (number - before) * strip.rows
-                    self._fused_strip(n, strip, count, row, Part(number, self.parts))
-                before += count
+        strips = _strips(self.winograd)
+        with T.parallel(0, self.parts) as i:
+            for k, row in by_run(i, [(strip.row, count, strip.rows) for strip, count in strips]):
+                self._fused_strip(n, *strips[k], row, Part(i, self.parts))
         with T.parallel(0, self.block_count(n)) as position:
             zero_halo(self.y, self.spec.y, n, self.block_at(n, position))
 
@@ -100,10 +96,10 @@ class _Builder(WinogradProducts):
                 zero_halo(self.y, self.spec.y, n, block)
 
     def gathered(self, n) -> None:
-        def emit(position, at_once: int, _part: Part) -> None:
-            self._gathered(n, self.gathered_vectors(n, position * self.lanes, at_once))
-
-        parallel_runs(self.vectors_at_once(self.count_out[n]), 1, emit)
+        runs = self.vectors_at_once(self.count_out[n])
+        with T.parallel(0, sum(times for _, times, _ in runs)) as i:
+            for k, position in by_run(i, runs):
+                self._gathered(n, self.gathered_vectors(n, position * self.lanes, runs[k][2]))
 
     def _gathered(self, n, vectors: GatheredVectors) -> None:
         bias = self.gathered_bias(vectors) if self.spec.bias else None

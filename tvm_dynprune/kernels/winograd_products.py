@@ -182,7 +182,7 @@ class WinogradProducts(WinogradSums):
         ):
             copy(
                 raw,
-                channel.index * 9 + i * 3 + j,
+                (channel.index * 9 + i * 3 + j,),
                 lambda every: self._weight(block, channel, i, j, every),
             )
         return raw

@@ -19,7 +19,7 @@ from tvm.script.ir_builder import IRBuilder, tirx as T
 
 from tvm_dynprune.errors import LogError
 from tvm_dynprune.kernels.conv2d import Conv2d
-from tvm_dynprune.kernels.direct_conv2d import prefetches
+from tvm_dynprune.kernels.direct_sums import prefetches
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.tiling import cut_evenly, tile_size, tile_sizes, tiles_cost
 from tvm_dynprune.kernels.winograd import Winograd, pieces
