@@ -19,6 +19,7 @@ from tvm_dynprune.errors import ModelError, NotLoweredError, ToolError, Unusable
 from tvm_dynprune.files import refuse_existing, sha256, write_folder_atomic
 from tvm_dynprune.kernels.tuned import TunedKernel
 from tvm_dynprune.passes import pipeline
+from tvm_dynprune.passes.add_dense_twin import TWIN
 from tvm_dynprune.passes.choose_algorithm import choices_of
 from tvm_dynprune.passes.dataflow import Dataflow, shape_of
 from tvm_dynprune.passes.expose_gates import gate_infos
@@ -219,9 +220,8 @@ def _calibrate(model: Model, annotated: tvm.IRModule, images: np.ndarray) -> Cal
     Found out on this machine: gates decide the same on all.
     """
     soc = load_soc("host")
-    executable = pipeline.build(
-        pipeline.lower(pipeline.choose(annotated, soc, "indexed"), soc), soc
-    )
+    gated = tvm.IRModule({v: f for v, f in annotated.functions_items() if v.name_hint != TWIN})
+    executable = pipeline.build(pipeline.lower(pipeline.choose(gated, soc, "indexed"), soc), soc)
     manifest = _manifest(model, annotated, soc, "indexed", {})
     with tempfile.TemporaryDirectory() as name:
         manifest = replace(manifest, library=_export(executable, Path(name), _linker(soc)))

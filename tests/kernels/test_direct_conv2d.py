@@ -8,6 +8,7 @@ import torch.nn.functional as F
 import tvm
 
 from tests.kernels.util import (
+    OPENNESS,
     assert_close,
     assert_pooled,
     blocked,
@@ -28,10 +29,10 @@ from tvm_dynprune.kernels.direct_conv2d import direct_conv2d, pack_direct_weight
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.pooling import means_of
 from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.kernels.tir_pipeline import TIR_PIPELINE
 from tvm_dynprune.soc import load_soc
 
 RELU, RELU6 = Activation(0.0, None), Activation(0.0, 6.0)
-OPENNESS = ("open", "closed", "mixed")
 
 
 @dataclass(frozen=True)
@@ -440,5 +441,6 @@ def test_gathering_compiles_for_other_machines(unit_in, name):
     case = Case(visit="gather", open_in=True, unit_in=unit_in, lanes=soc.lanes)
     kernel = direct_conv2d(replace(case.spec, permutes=soc.permutes))
     module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
-    assembly = tvm.compile(module, target=soc.tvm_target()).mod.inspect_source("asm")
+    library = tvm.compile(module, target=soc.tvm_target(), tir_pipeline=TIR_PIPELINE)
+    assembly = library.mod.inspect_source("asm")
     assert ("vpermps" in assembly) == (soc.permutes != "")

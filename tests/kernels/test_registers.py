@@ -7,6 +7,7 @@ import tvm
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.direct_conv2d import direct_conv2d
 from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.kernels.tir_pipeline import TIR_PIPELINE
 from tvm_dynprune.kernels.window import Window, window
 from tvm_dynprune.kernels.winograd import Winograd
 from tvm_dynprune.kernels.winograd_input import winograd_input
@@ -26,5 +27,6 @@ KERNELS = {
 def test_no_workspace(name: str):
     target = tvm.target.Target({"kind": "llvm", "mcpu": "skylake-avx512"})
     kernel = KERNELS[name]().with_attr("global_symbol", "main")
-    library = tvm.compile(tvm.IRModule({"main": kernel}), target=target)
+    module = tvm.IRModule({"main": kernel})
+    library = tvm.compile(module, target=target, tir_pipeline=TIR_PIPELINE)
     assert "AllocWorkspace" not in library.mod.inspect_source("ll")

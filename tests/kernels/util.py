@@ -10,8 +10,10 @@ import tvm
 from tvm import tirx
 
 from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.kernels.tir_pipeline import TIR_PIPELINE
 from tvm_dynprune.soc import load_soc
 
+OPENNESS = ("open", "closed", "mixed")
 TOLERANCE = 1e-5  # of the reference's largest magnitude
 
 
@@ -30,7 +32,7 @@ def permutes(lanes: int) -> str:
 def compiled(kernel: tirx.PrimFunc) -> Callable:
     """The kernel as a function of numpy arrays and integers; it writes the last array."""
     module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
-    main = tvm.compile(module, target=host_target())["main"]
+    main = tvm.compile(module, target=host_target(), tir_pipeline=TIR_PIPELINE)["main"]
 
     def call(*arguments):
         tensors = [tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]

@@ -11,6 +11,7 @@ from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.convolution import Convolution
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.kernels.tir_pipeline import TIR_PIPELINE
 from tvm_dynprune.soc import Soc
 
 _MOST_COPIES = 64
@@ -111,7 +112,7 @@ def time_kernel(
 
 def _compiled(soc: Soc, kernel: tvm.tirx.PrimFunc):
     module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
-    return tvm.compile(module, target=soc.tvm_target())["main"]
+    return tvm.compile(module, target=soc.tvm_target(), tir_pipeline=TIR_PIPELINE)["main"]
 
 
 def _once(kernel, *arguments: tvm.runtime.Tensor) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
+from tvm_dynprune.kernels.tir_pipeline import TIR_PIPELINE
 from tvm_dynprune.kernels.tuned import TunedKernel
 from tvm_dynprune.passes.add_dense_twin import AddDenseTwin
 from tvm_dynprune.passes.annotate_open import AnnotateOpen
@@ -198,7 +199,12 @@ def build(mod: tvm.IRModule, soc: Soc) -> relax.VMExecutable:
     target = soc.tvm_target()
     with target:
         mod = tvm.transform.Sequential(build_passes())(mod)
-        return relax.build(mod, target, relax_pipeline=tvm.transform.Sequential([]))
+        return relax.build(
+            mod,
+            target,
+            relax_pipeline=tvm.transform.Sequential([]),
+            tir_pipeline=TIR_PIPELINE,
+        )
 
 
 def pass_context(

@@ -26,6 +26,7 @@ from tvm_dynprune.errors import DeviceError
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.convolution import Convolution
 from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.kernels.tir_pipeline import TIR_PIPELINE
 from tvm_dynprune.tune.arguments import Calls, arguments_of, weights_of
 from tvm_dynprune.tune.task import TuningTask
 
@@ -50,7 +51,9 @@ def start_worker(cores: list[int]) -> None:
 def build_candidate(task: str, schedule: str, target: dict[str, Any], folder: str) -> str:
     """Compile a task's kernels by a schedule, both JSON, into `folder`; returns `folder`."""
     spec = replace(TuningTask.from_json(task).spec, schedule=Schedule.from_json(schedule))
-    library = tvm.compile(kernels_of(spec), target=tvm.target.Target(target))
+    library = tvm.compile(
+        kernels_of(spec), target=tvm.target.Target(target), tir_pipeline=TIR_PIPELINE
+    )
     triple = str(target["mtriple"])
     here = {"arm64": "aarch64"}.get(platform.machine(), platform.machine())
     linker = None if triple.startswith(here) else link_library(triple)
