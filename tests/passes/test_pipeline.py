@@ -48,6 +48,15 @@ def test_optimize_and_build_make_network_and_twin(lowering):
     np.testing.assert_allclose(all_open.numpy(), dense.numpy(), rtol=1e-4, atol=1e-4)
 
 
+def test_the_vm_makes_no_tuples_but_the_results():
+    soc = load_soc("host")
+    calls = pipeline.build(pipeline.optimize(graph(), soc, "indexed"), soc).as_text()
+    assert calls.count("vm.builtin.alloc_tensor") > 10
+    assert "vm.builtin.tuple_getitem" not in calls
+    assert "vm.builtin.copy" not in calls
+    assert calls.count("call  vm.builtin.make_tuple") == 2  # of the network and of its twin
+
+
 def test_calibration_makes_a_layer_dense():
     annotated = pipeline.annotate(graph(), twin=False)
     soc = load_soc("host")

@@ -8,8 +8,7 @@
 
 import tvm
 from tvm import tirx
-from tvm.s_tir import pipeline as default
-from tvm.s_tir import transform as s_tir_transform
+from tvm.s_tir import pipeline as default, transform as s_tir_transform
 from tvm.tirx import transform as tirx_transform
 
 TIR_PIPELINE = "tvm_dynprune"

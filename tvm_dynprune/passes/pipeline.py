@@ -98,6 +98,8 @@ def build_passes() -> list[tvm.transform.Pass]:
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
+        relax.transform.CanonicalizeBindings(),  # or the VM makes tuples and takes them apart
+        relax.transform.DeadCodeElimination(),
         PlanMemoryWithoutIf(),
         relax.transform.LowerAllocTensor(),
         KillAfterLastUseWithIf(),
@@ -225,7 +227,9 @@ def pass_context(
         instruments.append(tvm.ir.instrument.DumpIR(str(dump_ir)))
     if timer is not None:
         instruments.append(timer)
-    return tvm.transform.PassContext(opt_level=3, instruments=instruments)
+    # Kernels are called with what they were compiled for: checking it again takes time and code.
+    config = {"tirx.disable_assert": True}
+    return tvm.transform.PassContext(opt_level=3, instruments=instruments, config=config)
 
 
 def _has_if(mod: tvm.IRModule) -> bool:
