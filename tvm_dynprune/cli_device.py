@@ -35,7 +35,7 @@ def connected(
     address: str | None, tracker: str | None, key: str | None, wait_s: float
 ) -> Iterator["Device | None"]:
     """Yield the device that the options name, None if they name none."""
-    from tvm_dynprune.runtime.rpc import connect
+    from tvm_dynprune.runtime.connect import connect
 
     if address is None and tracker is None and key is None:
         yield None
@@ -105,7 +105,7 @@ def info_command(address: Annotated[str, typer.Argument(help="HOST:PORT of a dev
     """Say what a device is, and whether it is free."""
     from dataclasses import asdict
 
-    from tvm_dynprune.runtime.rpc import query_device
+    from tvm_dynprune.runtime.connect import query_device
 
     info, holder = query_device(address)
     for name, value in asdict(info).items():
@@ -117,7 +117,7 @@ def info_command(address: Annotated[str, typer.Argument(help="HOST:PORT of a dev
 @app.command("list")
 def list_command(tracker: Annotated[str, typer.Option(help="HOST:PORT of a tracker.")]) -> None:
     """List what a tracker has."""
-    from tvm_dynprune.runtime.rpc import tracked_devices
+    from tvm_dynprune.runtime.connect import tracked_devices
 
     devices = tracked_devices(tracker)
     if not devices:

@@ -49,7 +49,7 @@ def detect(
 
 def _machine(address: str | None, tracker: str | None, key: str | None, wait_s: float) -> "Machine":
     """What the device that the options name tells of itself; this machine if they name none."""
-    from tvm_dynprune.runtime.rpc import connect, query_device
+    from tvm_dynprune.runtime.connect import connect, query_device
     from tvm_dynprune.soc.machine import Core, Machine, this_machine
 
     if address is None and tracker is None and key is None:

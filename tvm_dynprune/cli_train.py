@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from tvm_dynprune.cli_options import Force
 from tvm_dynprune.errors import ToolError, UserError
 
 if TYPE_CHECKING:
     from tvm_dynprune.nn.latency import LatencyTable
 
 BUDGET = 0.35
-Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 
 
 def train(

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from tvm_dynprune.cli_device import Key, Tracker
+from tvm_dynprune.cli_options import SocName, stdout_console
 from tvm_dynprune.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ app = typer.Typer(
 @app.command()
 def model(
     what: Annotated[str, typer.Argument(help=".pt2 or .onnx file, or the name of a network.")],
-    soc: Annotated[
-        str, typer.Option(help="SoC profile or its .toml; 'host' is this machine.")
-    ] = "host",
+    soc: SocName = "host",
     out: Annotated[
         Optional[Path],  # noqa: UP045 (typer evaluates it on Python 3.10)
         typer.Option(help="Log to write [default: tuning_logs/SOC/NETWORK]."),
@@ -110,7 +109,7 @@ def model(
 
 def _devices(tracker: str | None, key: str | None, soc: "Soc") -> "tuple[Devices | None, str]":
     """Where kernels run, and what is counted there; a profile that lies is found out."""
-    from tvm_dynprune.runtime.rpc import parse_address, tracked_devices
+    from tvm_dynprune.runtime.connect import parse_address, tracked_devices
     from tvm_dynprune.soc import missing_here, missing_on, required_features
     from tvm_dynprune.tune.measure import describe_device
     from tvm_dynprune.tune.workers import Devices
@@ -192,8 +191,6 @@ def show(
     ] = None,
 ) -> None:
     """The best schedule of each kernel, and its time against open channels."""
-    from rich.console import Console
-
     from tvm_dynprune.report import tuning_plot
     from tvm_dynprune.tables import costs_table, log_table
     from tvm_dynprune.tune.best import read_best
@@ -202,10 +199,12 @@ def show(
     from tvm_dynprune.tune.open_cost import cost_rows, held_out_errors, read_costs
 
     info, best, trials = read_info(log), read_best(log), list(read_trials(log))
-    costs, console = list(read_costs(log)), Console(soft_wrap=True)
-    console.print(log_table(info, best.values(), trials))
+    costs = list(read_costs(log))
+    stdout_console().print(log_table(info, best.values(), trials))
     if costs:
-        console.print(costs_table(cost_rows(best, costs), held_out_errors(costs), info.unit))
+        stdout_console().print(
+            costs_table(cost_rows(best, costs), held_out_errors(costs), info.unit)
+        )
     elif plot_costs is not None:
         raise UserError(f"{log}: no times against open channels; `tune --resume` measures them")
     if plot is not None:

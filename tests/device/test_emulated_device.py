@@ -27,7 +27,8 @@ from tvm_dynprune.errors import DeviceBusyError, DeviceError
 from tvm_dynprune.files import shipped
 from tvm_dynprune.report import write_report
 from tvm_dynprune.runtime import Artifact, Session
-from tvm_dynprune.runtime.rpc import Device, connect, query_device, tracked_devices
+from tvm_dynprune.runtime.connect import connect, query_device, tracked_devices
+from tvm_dynprune.runtime.rpc import Device
 from tvm_dynprune.soc import load_soc
 from tvm_dynprune.tables import bench_table
 

@@ -13,7 +13,8 @@ import pytest
 
 from tvm_dynprune.errors import DeviceBusyError, DeviceError
 from tvm_dynprune.runtime.artifact import versions
-from tvm_dynprune.runtime.rpc import DeviceInfo, connect, query_device, tracked_devices
+from tvm_dynprune.runtime.connect import connect, query_device, tracked_devices
+from tvm_dynprune.runtime.rpc import DeviceInfo
 
 INFO = DeviceInfo(
     architecture="aarch64",

@@ -103,7 +103,7 @@ def test_mistakes_are_one_line(log: Path, onnx_file: Path, tmp_path: Path) -> No
     ],
 )
 def test_a_profile_that_lies_is_found_before_the_first_trial(monkeypatch, soc, info, told):
-    monkeypatch.setattr("tvm_dynprune.runtime.rpc.tracked_devices", lambda _: {"phone": (1, 1)})
+    monkeypatch.setattr("tvm_dynprune.runtime.connect.tracked_devices", lambda _: {"phone": (1, 1)})
     monkeypatch.setattr("tvm_dynprune.tune.measure.describe_device", lambda *_: info)
     if told is None:
         assert cli_tune._devices("a:1", "phone", load_soc(soc))[1] == "seconds"

@@ -15,7 +15,7 @@ from tests.tune.samples import HOST, convolution, info, task_for
 from tvm_dynprune.device import EmulatedDevice, build_bundle
 from tvm_dynprune.errors import DeviceError
 from tvm_dynprune.kernels.schedule import Schedule
-from tvm_dynprune.runtime.rpc import tracked_devices
+from tvm_dynprune.runtime.connect import tracked_devices
 from tvm_dynprune.soc import load_soc
 from tvm_dynprune.tune.log import read_trials
 from tvm_dynprune.tune.progress import Budget

@@ -33,7 +33,7 @@ from tvm_dynprune.bench.forced import (
 )
 from tvm_dynprune.device import EmulatedDevice, build_bundle
 from tvm_dynprune.device.emulator import QEMU, build_counter
-from tvm_dynprune.runtime.rpc import connect
+from tvm_dynprune.runtime.connect import connect
 from tvm_dynprune.soc import load_soc
 
 SOC, CPU = "raspberry-pi-5", "cortex-a76"

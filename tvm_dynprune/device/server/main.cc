@@ -29,7 +29,7 @@ using Options = std::map<std::string, std::string>;
 
 constexpr int32_t kClientMagic = 0xff271;      // tvm/rpc/base.py
 constexpr int32_t kMismatch = kClientMagic + 2;
-constexpr int32_t kStatusMagic = 0x44505231;   // "1RPD": runtime/rpc.py asks what this device is
+constexpr int32_t kStatusMagic = 0x44505231;   // "1RPD": runtime/connect.py asks what this device is
 constexpr int kIdlePollMs = 2000;
 
 struct Client {
