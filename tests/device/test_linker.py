@@ -4,10 +4,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import tvm
 
 from tvm_dynprune.compiler import compile, load_model
 from tvm_dynprune.device.linker import link_library
 from tvm_dynprune.errors import ToolError
+from tvm_dynprune.kernels.open_list import open_list
+from tvm_dynprune.kernels.tir_pipeline import TIR_PIPELINE
 from tvm_dynprune.runtime import Artifact, Session
 from tvm_dynprune.soc import load_soc
 
@@ -33,13 +36,25 @@ def library(artifact: Artifact) -> Path:
     return artifact.path / artifact.manifest.library
 
 
+def needed_by(path: Path) -> list[str]:
+    return re.findall(r"NEEDED.*\[(.*)\]", told("readelf", "-dW", path))
+
+
 def test_a_library_needs_only_what_its_system_has(cross: Artifact) -> None:
-    dynamic = told("readelf", "-dW", library(cross))
-    needed = sorted(re.findall(r"NEEDED.*\[(.*)\]", dynamic))
+    needed = needed_by(library(cross))
     assert set(needed) <= set(NEEDED[cross.manifest.soc])
     wanted = re.findall(r" UND (\w+)", told("readelf", "--dyn-syms", "-W", library(cross)))
     assert any(name.startswith("TVMFFI") for name in wanted) == ("libtvm_ffi.so" in needed)
-    assert "TEXTREL" not in dynamic
+    assert "TEXTREL" not in told("readelf", "-dW", library(cross))
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_kernels_that_check_their_arguments_need_what_reports_them(name, tmp_path: Path) -> None:
+    soc, path = load_soc(name), tmp_path / "kernel.so"
+    kernel = tvm.IRModule({"main": open_list(1, 16, 4).with_attr("global_symbol", "main")})
+    compiled = tvm.compile(kernel, soc.tvm_target(), tir_pipeline=TIR_PIPELINE)
+    compiled.export_library(str(path), fcompile=link_library(soc.target["mtriple"]))
+    assert "libtvm_ffi.so" in needed_by(path)
 
 
 def test_its_segments_fit_pages_of_16_kib(cross: Artifact) -> None:
