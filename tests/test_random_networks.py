@@ -45,8 +45,8 @@ def check(specification: Network) -> None:
         # Only auto chooses Winograd, which rounds more.
         tolerance = 10 * TOLERANCE if lowering == "auto" else TOLERANCE
         assert np.abs(out - expected).max() <= tolerance * scale, lowering
-        for got, wanted in zip(opened, decisions, strict=True):
-            np.testing.assert_array_equal(got, wanted)
+        if decisions:
+            np.testing.assert_array_equal(opened[0], np.concatenate(decisions, axis=1))
 
 
 def reference(model: RandomNetwork, x: torch.Tensor) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -74,7 +74,7 @@ def machine(mod: tvm.IRModule, lowering: str) -> relax.VirtualMachine:
 
 
 def results(network: relax.VirtualMachine, arguments: list[np.ndarray]) -> list[np.ndarray]:
-    """Output and decisions."""
+    """Output, and what all gates decided."""
     return [r.numpy() for r in network["main"](*map(tvm.runtime.tensor, arguments))]
 
 

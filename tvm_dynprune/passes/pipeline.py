@@ -9,12 +9,14 @@ from tvm import relax
 
 from tvm_dynprune.kernels.tir_pipeline import TIR_PIPELINE
 from tvm_dynprune.kernels.tuned import TunedKernel
+from tvm_dynprune.passes.add_by_kernel_twins import AddByKernelTwins
 from tvm_dynprune.passes.add_dense_twin import AddDenseTwin
 from tvm_dynprune.passes.annotate_open import AnnotateOpen
 from tvm_dynprune.passes.apply_schedules import ApplySchedules
 from tvm_dynprune.passes.canonicalize_pooling import CanonicalizePooling
 from tvm_dynprune.passes.choose_algorithm import ChooseAlgorithm
 from tvm_dynprune.passes.choose_lowering import ChooseLowering
+from tvm_dynprune.passes.concatenate_decisions import ConcatenateDecisions
 from tvm_dynprune.passes.conv2d_spec import kernel_target
 from tvm_dynprune.passes.expose_gates import ExposeGates
 from tvm_dynprune.passes.fold_batch_norm import FoldBatchNorm
@@ -23,6 +25,7 @@ from tvm_dynprune.passes.hoist_gate_pooling import HoistGatePooling
 from tvm_dynprune.passes.instruments import CheckWellFormed, Timer
 from tvm_dynprune.passes.linear_to_conv2d import LinearToConv2d
 from tvm_dynprune.passes.lower_kernels import LowerKernels, check_lowered
+from tvm_dynprune.passes.merge_kernel_calls import MergeKernelCalls
 from tvm_dynprune.passes.merge_small_kernels import MergeSmallKernels
 from tvm_dynprune.passes.multiply_by_reciprocal import MultiplyByReciprocal
 from tvm_dynprune.passes.sink_into_branches import SinkIntoBranches
@@ -96,40 +99,20 @@ def build_passes() -> list[tvm.transform.Pass]:
         relax.transform.DeadCodeElimination(),
         MergeSmallKernels(),
         relax.transform.ToNonDataflow(),
+        ConcatenateDecisions(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
         relax.transform.CanonicalizeBindings(),  # or the VM makes tuples and takes them apart
         relax.transform.DeadCodeElimination(),
-        PlanMemoryWithoutIf(),
+        AddByKernelTwins(),
+        MergeKernelCalls(),
         relax.transform.LowerAllocTensor(),
-        KillAfterLastUseWithIf(),
+        relax.transform.KillAfterLastUse(),
         relax.transform.LowerRuntimeBuiltin(),
         relax.transform.ComputePrimValue(),
         relax.transform.VMShapeLower(),
         relax.transform.AttachGlobalSymbol(),
     ]
-
-
-@tvm.transform.module_pass(opt_level=0, name="PlanMemoryWithoutIf")
-class PlanMemoryWithoutIf:
-    """StaticPlanBlockMemory, but not for a module with an ``If``.
-
-    TVM's planner reuses storage that an ``If``'s branches still need (upstream issue 20191).
-    """
-
-    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-        return mod if _has_if(mod) else relax.transform.StaticPlanBlockMemory()(mod)
-
-
-@tvm.transform.module_pass(opt_level=0, name="KillAfterLastUseWithIf")
-class KillAfterLastUseWithIf:
-    """KillAfterLastUse, but not for a module whose memory is planned.
-
-    It would free nothing there, and each of its instructions takes a tenth of a microsecond.
-    """
-
-    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-        return relax.transform.KillAfterLastUse()(mod) if _has_if(mod) else mod
 
 
 def annotate(mod: tvm.IRModule, *, twin: bool = True) -> tvm.IRModule:
@@ -230,16 +213,3 @@ def pass_context(
     # Kernels are called with what they were compiled for: checking it again takes time and code.
     config = {"tirx.disable_assert": True}
     return tvm.transform.PassContext(opt_level=3, instruments=instruments, config=config)
-
-
-def _has_if(mod: tvm.IRModule) -> bool:
-    found: list[relax.If] = []
-
-    def visit(e: relax.Expr) -> None:
-        if isinstance(e, relax.If):
-            found.append(e)
-
-    for _, func in mod.functions_items():
-        if isinstance(func, relax.Function):
-            relax.analysis.post_order_visit(func, visit)
-    return bool(found)

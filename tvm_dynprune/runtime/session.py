@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvm_dynprune.errors import DataError, UserError
+from tvm_dynprune.passes.add_by_kernel_twins import BY_KERNEL
 from tvm_dynprune.runtime.artifact import Artifact
 from tvm_dynprune.runtime.machine import LocalMachine
 from tvm_dynprune.runtime.macs import executed_macs
@@ -176,8 +177,8 @@ class Session:
         Returns
         -------
         Callable
-            Each call computes anew and returns the outputs, for "main" followed by what each gate
-            decided.
+            Each call computes anew and returns the outputs, for "main" followed by what all gates
+            decided, (N, sum of their channels) bool.
 
         Raises
         ------
@@ -209,7 +210,8 @@ class Session:
         Parameters are those of `prepared`. A cost is in nanoseconds, or in instructions where a
         device counts those; it has about a microsecond of the measurement's own.
         """
-        return self._machine.kernel_ticks(function, self._arguments(function, self._checked(x)))
+        arguments = self._arguments(function, self._checked(x))
+        return self._machine.kernel_ticks(function + BY_KERNEL, arguments)
 
     def self_test(self) -> SelfTest:
         """Run the reference inputs and compare with the reference outputs."""
@@ -255,6 +257,7 @@ class Session:
             pieces.append([result[:size] for result in results])
         joined = [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
         outputs = len(self.manifest.output_shapes)
-        if function == "main":
-            self._open = [decided.astype(bool) for decided in joined[outputs:]]
+        if function == "main" and len(joined) > outputs:
+            ends = np.cumsum([gate.channels for gate in self.manifest.gates])
+            self._open = np.split(joined[outputs].astype(bool), ends[:-1], axis=1)
         return joined[:outputs]
