@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tvm_dynprune.compiler import compile, load_model
+from tvm_dynprune.compiler import compile
+from tvm_dynprune.frontend.model import load_model
 from tvm_dynprune.nn import insert_gates
 from tvm_dynprune.nn.export import write_exported
 from tvm_dynprune.nn.gates import gates_of

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tvm_dynprune.compiler import Model, compile, load_model
+from tvm_dynprune.compiler import compile
 from tvm_dynprune.errors import (
     ModelError,
     NotLoweredError,
@@ -16,6 +16,7 @@ from tvm_dynprune.errors import (
     ToolError,
     UnusableGateError,
 )
+from tvm_dynprune.frontend.model import Model, load_model
 from tvm_dynprune.nn.export import write_exported
 from tvm_dynprune.passes.instruments import Timer
 from tvm_dynprune.runtime import Session

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from tvm_dynprune.bench.run import as_input
-from tvm_dynprune.compiler import compile, load_model
+from tvm_dynprune.compiler import compile
 from tvm_dynprune.data import load_images
 from tvm_dynprune.demo import NETWORK, REFERENCE
 from tvm_dynprune.files import shipped
+from tvm_dynprune.frontend.model import load_model
 from tvm_dynprune.runtime import Session
 from tvm_dynprune.soc import load_soc
 

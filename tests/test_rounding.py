@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from tvm_dynprune.compiler import compile, load_model
+from tvm_dynprune.compiler import compile
+from tvm_dynprune.frontend.model import load_model
 from tvm_dynprune.nn.export import write_exported
 from tvm_dynprune.runtime import Session
 from tvm_dynprune.soc import load_soc

@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tvm_dynprune.compiler import compile as compile, load_model as load_model
+    from tvm_dynprune.compiler import compile as compile
     from tvm_dynprune.frontend import from_exported as from_exported, from_onnx as from_onnx
+    from tvm_dynprune.frontend.model import load_model as load_model
     from tvm_dynprune.nn import (
         compute_penalty as compute_penalty,
         export as export,
@@ -29,7 +30,7 @@ _HOMES = {
     "from_exported": "frontend",
     "from_onnx": "frontend",
     "insert_gates": "nn",
-    "load_model": "compiler",
+    "load_model": "frontend.model",
     "load_soc": "soc",
     "optimize": "passes.pipeline",
 }

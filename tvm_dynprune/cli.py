@@ -87,9 +87,10 @@ def compile_command(
 ) -> None:
     """Compile a model into an artifact for one SoC."""
     from tvm_dynprune.bench.run import as_input
-    from tvm_dynprune.compiler import compile, load_model
+    from tvm_dynprune.compiler import compile
     from tvm_dynprune.data import load_images
     from tvm_dynprune.files import refuse_existing
+    from tvm_dynprune.frontend.model import load_model
     from tvm_dynprune.passes.instruments import Timer
     from tvm_dynprune.progress import working
     from tvm_dynprune.soc import load_soc

@@ -16,7 +16,7 @@ from tvm_dynprune.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from tvm_dynprune.compiler import Model
+    from tvm_dynprune.frontend.model import Model
     from tvm_dynprune.soc import Soc
     from tvm_dynprune.tune.workers import Devices
 
@@ -145,8 +145,8 @@ def _network(
 ) -> "tuple[Model, np.ndarray | None]":
     """A network from a file, or by name with forced gates; and images to calibrate it on."""
     from tvm_dynprune.bench.run import as_input
-    from tvm_dynprune.compiler import load_model
     from tvm_dynprune.data import load_images
+    from tvm_dynprune.frontend.model import load_model
 
     if Path(what).suffix in (".onnx", ".pt2"):
         images = None

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a model file to an artifact: import, optimise, build, compare with the reference, write."""
+"""From a model to an artifact: optimise, build, compare with the reference, write."""
 
 import json
 import logging
 import platform
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,9 @@ from tvm import relax
 
 from tvm_dynprune.device.linker import link_library
 from tvm_dynprune.doctor import find_compiler
-from tvm_dynprune.errors import ModelError, NotLoweredError, ToolError, UnusableGateError
+from tvm_dynprune.errors import NotLoweredError, ToolError, UnusableGateError
 from tvm_dynprune.files import refuse_existing, sha256, write_folder_atomic
+from tvm_dynprune.frontend.model import Model
 from tvm_dynprune.kernels.tuned import TunedKernel
 from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.add_dense_twin import TWIN
@@ -44,49 +45,6 @@ logger = logging.getLogger(__name__)
 
 REFERENCE_IMAGES = 4
 MISMATCH = 1e-3  # of the output's scale: beyond rounding, something is wrong
-
-
-@dataclass(frozen=True)
-class Model:
-    """An imported network and an independent way to compute its outputs.
-
-    `reference` takes (N, C, H, W) float32, for the batch that the module has, and returns the
-    outputs as the model's own framework computes them.
-    """
-
-    name: str
-    mod: tvm.IRModule
-    reference: Callable[[np.ndarray], list[np.ndarray]]
-    classes: tuple[str, ...] = ()
-
-
-def load_model(path: str | Path, *, batch: int | None = None) -> Model:
-    """Import a ``.onnx`` or ``.pt2`` file.
-
-    Raises
-    ------
-    ModelError
-        The file is neither, or cannot be imported.
-    ToolError
-        A ``.pt2`` file without PyTorch installed.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; compile takes a .onnx or .pt2 file")
-    if path.suffix == ".onnx":
-        from tvm_dynprune.frontend.onnx import load_onnx
-
-        return Model(path.stem, *load_onnx(path, batch=batch))
-    if path.suffix == ".pt2":
-        try:
-            from tvm_dynprune.frontend.exported import load_exported
-        except ImportError:
-            raise ToolError(
-                f"{path}: reading .pt2 needs PyTorch: pip install 'tvm-dynprune[train]', or "
-                "export the model to ONNX"
-            ) from None
-        return Model(path.stem, *load_exported(path, batch=batch))
-    raise ModelError(f"{path}: neither .onnx nor .pt2")
 
 
 def compile(

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from tvm_dynprune.bench.run import measure_run, write_json
-from tvm_dynprune.compiler import compile, load_model
+from tvm_dynprune.compiler import compile
 from tvm_dynprune.data import has_split, load_images
 from tvm_dynprune.demo_cifar10 import run_cifar10
 from tvm_dynprune.files import refuse_existing, remove, shipped
+from tvm_dynprune.frontend.model import load_model
 from tvm_dynprune.progress import working
 from tvm_dynprune.report import write_report
 from tvm_dynprune.soc import load_soc

@@ -6,9 +6,10 @@ from typing import Any
 
 from tvm_dynprune.bench.calibrate import sweep_thresholds
 from tvm_dynprune.bench.run import measure_run, write_json
-from tvm_dynprune.compiler import compile, load_model
+from tvm_dynprune.compiler import compile
 from tvm_dynprune.data import LabelledImages, Split, has_split, load_images
 from tvm_dynprune.files import shipped
+from tvm_dynprune.frontend.model import load_model
 from tvm_dynprune.progress import working
 from tvm_dynprune.runtime.artifact import read_points, store_points
 from tvm_dynprune.soc import load_soc

@@ -18,13 +18,14 @@ from tvm.script import tirx as T
 from tvm_dynprune.bench.device import measure_device_bench
 from tvm_dynprune.bench.forced import Gating, compile_forced, force_gates
 from tvm_dynprune.bench.run import as_input, measure_run, write_json
-from tvm_dynprune.compiler import compile, load_model
+from tvm_dynprune.compiler import compile
 from tvm_dynprune.data import load_images
 from tvm_dynprune.device import EmulatedDevice, build_bundle
 from tvm_dynprune.device.bundle import LOADER, SERVER
 from tvm_dynprune.device.linker import link_library
 from tvm_dynprune.errors import DeviceBusyError, DeviceError
 from tvm_dynprune.files import shipped
+from tvm_dynprune.frontend.model import load_model
 from tvm_dynprune.report import write_report
 from tvm_dynprune.runtime import Artifact, Session
 from tvm_dynprune.runtime.connect import connect, query_device, tracked_devices

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import tvm
 
-from tvm_dynprune.compiler import compile, load_model
+from tvm_dynprune.compiler import compile
 from tvm_dynprune.device.linker import link_library
 from tvm_dynprune.errors import ToolError
+from tvm_dynprune.frontend.model import load_model
 from tvm_dynprune.kernels.open_list import open_list
 from tvm_dynprune.kernels.tir_pipeline import TIR_PIPELINE
 from tvm_dynprune.runtime import Artifact, Session

@@ -172,6 +172,16 @@ def test_many_input_blocks_strip_by_strip(m, size, pad, halo, listed, registers)
     check(spec, m, *(("closed", "mixed") if listed else ()))
 
 
+@pytest.mark.parametrize(
+    ("channels", "parts"),
+    [((LANES, 24), 4), ((24, 40), 8)],  # twice two strips where 4, 4, 4 and 2 rows were; 7 are odd
+)
+def test_strips_are_shared_equally_by_two_threads(channels, parts) -> None:
+    spec = convolution((56, 56), 1, 1, channels=channels, visit="blocks", pools=True)
+    assert f"in T.parallel({parts})" in winograd_conv2d(Winograd(spec, 4)).script()
+    check(spec, 4, "mixed")
+
+
 @pytest.mark.parametrize("m", [2, 4])
 @pytest.mark.parametrize("size", [(7, 6), (36, 31)])
 @pytest.mark.parametrize("visit", ["all", "blocks"])

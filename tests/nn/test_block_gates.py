@@ -10,9 +10,10 @@ from torch import nn
 
 from tests.nn.small_networks import Chain, Inverted, Residual, decide, executed
 from tests.nn.util import config, write_data
-from tvm_dynprune.compiler import Model, compile
+from tvm_dynprune.compiler import compile
 from tvm_dynprune.errors import ModelError
 from tvm_dynprune.frontend import from_exported
+from tvm_dynprune.frontend.model import Model
 from tvm_dynprune.nn.blocks import find_blocks
 from tvm_dynprune.nn.chains import trace
 from tvm_dynprune.nn.checkpoint import load_checkpoint

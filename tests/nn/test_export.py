@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tvm_dynprune.compiler import load_model
 from tvm_dynprune.errors import ModelError, OutputExistsError
+from tvm_dynprune.frontend.model import load_model
 from tvm_dynprune.nn.export import export, write_exported
 from tvm_dynprune.nn.forced import forced_network
 

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.nn.util import config, write_data
-from tvm_dynprune.compiler import Model, compile
+from tvm_dynprune.compiler import compile
 from tvm_dynprune.frontend import from_exported
+from tvm_dynprune.frontend.model import Model
 from tvm_dynprune.nn.checkpoint import load_checkpoint
 from tvm_dynprune.nn.export import export
 from tvm_dynprune.nn.gate_kinds import (

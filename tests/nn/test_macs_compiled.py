@@ -11,8 +11,9 @@ import tvm
 from torch import nn
 
 from tests.nn.small_networks import Chain, Fire, Inverted, Residual, decide, executed
-from tvm_dynprune.compiler import Model, compile
+from tvm_dynprune.compiler import compile
 from tvm_dynprune.frontend import from_exported
+from tvm_dynprune.frontend.model import Model
 from tvm_dynprune.nn.export import export
 from tvm_dynprune.nn.forced import forced_network
 from tvm_dynprune.nn.gates import gates_of

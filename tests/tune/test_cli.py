@@ -9,9 +9,10 @@ import tvm
 
 from tests.test_cli import assert_one_line, run
 from tvm_dynprune import cli_tune
-from tvm_dynprune.compiler import choose_kernels, load_model
+from tvm_dynprune.compiler import choose_kernels
 from tvm_dynprune.errors import UserError
 from tvm_dynprune.files import sha256
+from tvm_dynprune.frontend.model import load_model
 from tvm_dynprune.kernels.tuned import TunedKernel
 from tvm_dynprune.kernels.workload import workload_key
 from tvm_dynprune.passes import pipeline

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tvm_dynprune.bench.inputs import random_images
-from tvm_dynprune.compiler import Model, compile
+from tvm_dynprune.compiler import compile
 from tvm_dynprune.errors import ToolError
+from tvm_dynprune.frontend.model import Model
 from tvm_dynprune.kernels.tuned import TunedKernel
 from tvm_dynprune.runtime import Artifact
 from tvm_dynprune.soc import load_soc

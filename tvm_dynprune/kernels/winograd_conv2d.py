@@ -48,12 +48,27 @@ def _strips(spec: Winograd) -> list[tuple[_Strip, int]]:
     return [(strip, count) for strip, count in strips if count]
 
 
+def _halves(spec: Winograd) -> tuple[int, list[tuple[_Strip, int]]]:
+    """How often strips repeat down the plane, once or twice, and the strips.
+
+    Twice where two threads would get unequal shares of them else.
+    """
+    strips = _strips(spec)
+    rows = [strip.rows for strip, count in strips for _ in range(count)]
+    equal = 2 * sum(rows[: -(-len(rows) // 2)]) == spec.rows
+    if equal or spec.conv.y.height % (2 * spec.m) or whole_rows(spec) < spec.rows:
+        return 1, strips
+    pieces = cut(spec.rows // 2, spec.strip_rows)
+    return 2, [(_Strip(row, rows, rows * spec.m), count) for row, rows, count in pieces]
+
+
 class _Builder(WinogradProducts):
     @property
     def parts(self) -> int:
-        strips = sum(count for _, count in _strips(self.winograd))
         if self.winograd.fuses_input:
-            return strips
+            halves, strips = _halves(self.winograd)
+            return halves * sum(count for _, count in strips)
+        strips = sum(count for _, count in _strips(self.winograd))
         few = self.spec.y.blocks <= _FEW_BLOCKS and self.winograd.packs_transformed
         return min(_MOST_PARTS, strips) if few else 1
 
@@ -65,10 +80,13 @@ class _Builder(WinogradProducts):
         if not self.winograd.fuses_input:
             super().blocks(n)
             return
-        strips = _strips(self.winograd)
+        halves, strips = _halves(self.winograd)
+        runs = [(strip.row, count, strip.rows) for strip, count in strips]
+        each, rows = self.parts // halves, self.winograd.rows // halves
         with T.parallel(0, self.parts) as i:
-            for k, row in by_run(i, [(strip.row, count, strip.rows) for strip, count in strips]):
-                self._fused_strip(n, *strips[k], row, Part(i, self.parts))
+            start = tirx.floordiv(i, each) * rows
+            for k, row in by_run(tirx.floormod(i, each), runs):
+                self._fused_strip(n, *strips[k], start + row, Part(i, self.parts))
         with T.parallel(0, self.block_count(n)) as position:
             zero_halo(self.y, self.spec.y, n, self.block_at(n, position))
 
