@@ -78,7 +78,7 @@ def results(network: relax.VirtualMachine, arguments: list[np.ndarray]) -> list[
     return [r.numpy() for r in network["main"](*map(tvm.runtime.tensor, arguments))]
 
 
-@settings(max_examples=12, **SETTINGS)
+@settings(max_examples=8, **SETTINGS)
 @given(networks())
 def test_random_networks(network):
     check(network)

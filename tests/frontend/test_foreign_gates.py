@@ -93,7 +93,8 @@ def test_exported_gates_are_recognised(name):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", GATED)
 def test_exported_networks_compute_the_same(name, batch):
-    check_numbers(GATED[name], exported(GATED[name], batch), batch, ("dense", "if", "indexed"))
+    lowerings = ("dense", "if", "indexed") if batch > 1 else ("indexed",)
+    check_numbers(GATED[name], exported(GATED[name], batch), batch, lowerings)
 
 
 @pytest.fixture(scope="module")

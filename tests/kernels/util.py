@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import tirx
 
 from tvm_dynprune.kernels.feature_map import FeatureMap
@@ -18,8 +19,10 @@ TOLERANCE = 1e-5  # of the reference's largest magnitude
 
 
 @lru_cache
-def host_target() -> tvm.target.Target:
-    return load_soc("host").tvm_target()
+def host_target(*, optimized: bool = True) -> tvm.target.Target:
+    host = load_soc("host")
+    level = {} if optimized else {"opt-level": 0}
+    return replace(host, target={**host.target, **level}).tvm_target()
 
 
 @lru_cache
@@ -30,9 +33,14 @@ def permutes(lanes: int) -> str:
 
 
 def compiled(kernel: tirx.PrimFunc) -> Callable:
-    """The kernel as a function of numpy arrays and integers; it writes the last array."""
+    """The kernel as a function of numpy arrays and integers; it writes the last array.
+
+    LLVM optimises every fourth kernel: that takes a third of the time, and each artifact is
+    compared with its network when it is compiled.
+    """
     module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
-    main = tvm.compile(module, target=host_target(), tir_pipeline=TIR_PIPELINE)["main"]
+    target = host_target(optimized=tvm_ffi.structural_hash(kernel) % 4 == 0)
+    main = tvm.compile(module, target=target, tir_pipeline=TIR_PIPELINE)["main"]
 
     def call(*arguments):
         tensors = [tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]

@@ -23,6 +23,7 @@ from tvm_dynprune.files import sha256, write_atomic
 
 FORMAT = 3
 FUNCTIONS = ("main", "dense")
+BY_KERNEL = "_by_kernel"  # ends the names of their twins that call kernel by kernel
 MANIFEST, REFERENCE = "manifest.json", "reference.npz"
 
 

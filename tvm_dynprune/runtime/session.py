@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvm_dynprune.errors import DataError, UserError
-from tvm_dynprune.passes.add_by_kernel_twins import BY_KERNEL
-from tvm_dynprune.runtime.artifact import Artifact
+from tvm_dynprune.runtime.artifact import BY_KERNEL, Artifact
 from tvm_dynprune.runtime.machine import LocalMachine
 from tvm_dynprune.runtime.macs import executed_macs
 from tvm_dynprune.runtime.rpc import Device, DeviceMachine
