@@ -13,6 +13,7 @@ from tvm import relax
 from tests.random_networks import Network, RandomNetwork, networks
 from tvm_dynprune.frontend.exported import from_exported
 from tvm_dynprune.passes import pipeline
+from tvm_dynprune.passes.add_by_kernel_twins import BY_KERNEL
 from tvm_dynprune.passes.expose_gates import gate_infos
 from tvm_dynprune.soc import load_soc
 
@@ -74,8 +75,14 @@ def machine(mod: tvm.IRModule, lowering: str) -> relax.VirtualMachine:
 
 
 def results(network: relax.VirtualMachine, arguments: list[np.ndarray]) -> list[np.ndarray]:
-    """Output, and what all gates decided."""
-    return [r.numpy() for r in network["main"](*map(tvm.runtime.tensor, arguments))]
+    """Output, and what all gates decided: of calls of single kernels, and of one call of all."""
+    tensors = list(map(tvm.runtime.tensor, arguments))
+    apart, together = (
+        [r.numpy() for r in network[name](*tensors)] for name in ("main" + BY_KERNEL, "main")
+    )
+    for one, other in zip(apart, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+    return apart
 
 
 @settings(max_examples=8, **SETTINGS)

@@ -12,6 +12,7 @@ from tests.passes.graphs import CASES
 from tests.passes.util import Graph, assert_promises, assert_unchanged, run, sequence
 from tvm_dynprune.errors import NotLoweredError
 from tvm_dynprune.passes import pipeline
+from tvm_dynprune.passes.add_by_kernel_twins import BY_KERNEL
 from tvm_dynprune.passes.annotate_open import AnnotateOpen
 from tvm_dynprune.passes.choose_algorithm import ChooseAlgorithm
 from tvm_dynprune.passes.choose_lowering import ChooseLowering
@@ -51,8 +52,15 @@ def machine(mod: tvm.IRModule) -> relax.VirtualMachine:
 
 
 def results(network: relax.VirtualMachine, x: np.ndarray) -> list[np.ndarray]:
-    result = network["main"](tvm.runtime.tensor(x))
-    return [r.numpy() for r in ([result] if hasattr(result, "numpy") else result)]
+    """What the virtual machine's calls of single kernels compute, and one call of all as well."""
+    apart, together = (
+        [r.numpy() for r in ([result] if hasattr(result, "numpy") else result)]
+        for name in ("main" + BY_KERNEL, "main")
+        for result in [network[name](tvm.runtime.tensor(x))]
+    )
+    for one, other in zip(apart, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+    return apart
 
 
 def random_x(batch: int) -> np.ndarray:

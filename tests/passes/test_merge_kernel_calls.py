@@ -110,10 +110,15 @@ def test_a_chain_becomes_one_function_that_calls_the_kernels():
 
         @T.prim_func(private=True)
         def main_kernels(x: T.Buffer((4,), "float32"), b: T.Buffer((4,), "float32")):
-            workspace = T.alloc_buffer((1024,), "uint8")
+            workspace = T.alloc_buffer((T.int64(1024),), "uint8")
             a = T.meta_var(
                 T.tvm_stack_make_array(
-                    T.address_of(workspace[0]), T.tvm_stack_make_shape(4), 0, 1, T.float32(0), 0
+                    T.address_of(workspace[T.int64(0)]),
+                    T.tvm_stack_make_shape(4),
+                    0,
+                    1,
+                    T.float32(0),
+                    0,
                 )
             )
             T.call_cpacked("double", x, a)
@@ -172,7 +177,9 @@ def test_memory_is_aligned_and_used_again():
             return e
 
     after = MergeKernelCalls()(BEFORE(Long))
-    assert 'T.alloc_buffer((8028,), "uint8")' in after["main_kernels"].script()  # 4032 + 3996
+    assert (
+        'T.alloc_buffer((T.int64(8028),), "uint8")' in after["main_kernels"].script()
+    )  # 4032 + 3996
     x = np.random.default_rng(0).random(999, "float32")
     result = built(after)["main"](tvm.runtime.tensor(x)).numpy()
     np.testing.assert_allclose(result, x + 5, rtol=1e-6)

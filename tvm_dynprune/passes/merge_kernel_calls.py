@@ -133,8 +133,12 @@ class _Kernels:
                     steps.setdefault(argument, []).append(step)
         intervals = [Interval(_bytes(var), at[0], at[-1]) for var, at in steps.items()]
         offsets, size = plan_memory(intervals, _ALIGNMENT)
-        workspace = tirx.decl_buffer((max(size, _SMALLEST_WORKSPACE),), "uint8", "workspace")
-        places = {var: workspace[offset] for var, offset in zip(steps, offsets, strict=True)}
+        length = tirx.IntImm("int64", max(size, _SMALLEST_WORKSPACE))  # large batches pass 2 GiB
+        workspace = tirx.decl_buffer((length,), "uint8", "workspace")
+        places = {
+            var: workspace[tirx.IntImm("int64", offset)]
+            for var, offset in zip(steps, offsets, strict=True)
+        }
         calls = [self._direct(call, places) for call in self.calls]
         body = tirx.SeqStmt([tirx.AllocBuffer(workspace), *map(tirx.Evaluate, calls)])
         return PrimFunc(list(self.params.values()), body)
