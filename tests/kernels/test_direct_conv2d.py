@@ -24,7 +24,7 @@ from tests.kernels.util import (
 )
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
-from tvm_dynprune.kernels.conv2d_builder import conv2d_closed
+from tvm_dynprune.kernels.conv2d_closed import conv2d_closed
 from tvm_dynprune.kernels.direct_conv2d import direct_conv2d, pack_direct_weight
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.pooling import means_of
@@ -405,8 +405,9 @@ def test_closed_result(residual):
     case = Case(residual=residual, after=RELU, batch=3, c_out=13)
     convolution, spec = Convolution(case), case.spec
     y = unwritten(spec.y)
-    arguments = [blocked(convolution.residual, spec.residual)] if spec.residual else []
-    compiled(conv2d_closed(spec))(*arguments, y)
+    closed = np.zeros((3, 13), bool)
+    argument = blocked(convolution.residual, spec.residual) if spec.residual else closed
+    compiled(conv2d_closed(spec))(argument, y)
     expected = np.maximum(convolution.residual, 0) if residual else 0 * convolution.residual
     assert_close(plain(y, spec.y), expected)
     assert (halo_of(y, spec.y) == 0).all()

@@ -185,6 +185,26 @@ def test_memory_is_aligned_and_used_again():
     np.testing.assert_allclose(result, x + 5, rtol=1e-6)
 
 
+def test_integers_are_passed_on():
+    @I.ir_module
+    class Scaled:
+        @T.prim_func(private=True)
+        def scale(x: T.Buffer((4,), "float32"), n: T.int64, y: T.Buffer((4,), "float32")):
+            for i in range(4):
+                y[i] = x[i] * T.Cast("float32", n)
+
+        @R.function
+        def main(x: A):
+            a = R.call_tir(Scaled.scale, (x, R.prim_value(3)), A)
+            b = R.call_tir(Scaled.scale, (a, R.prim_value(2)), A)
+            return b
+
+    x = np.arange(4, dtype="float32")
+    after = assert_promises(MergeKernelCalls(), BEFORE(Scaled))
+    assert len(after["main_kernels"].params) == 2
+    np.testing.assert_array_equal(built(after)["main"](tvm.runtime.tensor(x)).numpy(), 6 * x)
+
+
 def test_a_kernels_error_reaches_the_caller():
     @I.ir_module
     class Wrong:

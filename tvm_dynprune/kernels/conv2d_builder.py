@@ -32,21 +32,6 @@ def repeated_lanes(buffer: Buffer, at: tuple, count: int, lanes: int) -> list:
     return [tirx.Shuffle([vector], [element] * lanes) for element in range(count)]
 
 
-def conv2d_closed(spec: Conv2d) -> tirx.PrimFunc:
-    """Build the kernel of what `y` holds where everything is closed: [residual], y."""
-    y = spec.y
-    with IRBuilder() as ir:
-        with T.prim_func():
-            T.func_attr({"tirx.noalias": True})
-            builder = Conv2dBuilder(spec)
-            if spec.residual is not None:
-                builder.residual = spec.residual.argument("residual")
-            builder.y = y.part_of(y.argument("y"))
-            with T.serial(0, y.batch) as n, T.parallel(0, y.blocks) as block:
-                builder.fill_block(n, block)
-    return ir.get()
-
-
 class Conv2dBuilder:
     """The parts of a convolution kernel that do not depend on how it convolves.
 

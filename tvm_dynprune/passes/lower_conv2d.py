@@ -11,7 +11,7 @@
 
 ``if``, one conditional per channel group, each writing its blocks of one tensor in place::
 
-    y0 = R.call_tir(conv2d_closed, ())             # zeros, or the residual
+    y0 = R.call_tir(conv2d_closed, (open,))        # zeros, or the residual
     y1 = R.call_tir_inplace(conv2d, (x, w, b, y0), 3, tir_vars=(0,)) if open[0] else y0
     y2 = R.call_tir_inplace(conv2d, (x, w, b, y1), 3, tir_vars=(1,)) if open[1] else y1
 
@@ -28,13 +28,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tvm import relax
+from tvm import relax, tirx
 from tvm.ir import Expr
 from tvm.relax import Var, op
 
 from tvm_dynprune.kernels.any_open import any_open
 from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
-from tvm_dynprune.kernels.conv2d_builder import conv2d_closed
+from tvm_dynprune.kernels.conv2d_closed import conv2d_closed
 from tvm_dynprune.kernels.convolution import Convolution
 from tvm_dynprune.kernels.space_to_depth import (
     conv2d_over_squares,
@@ -70,8 +70,7 @@ def lower_conv2d(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
     name, arguments = f"conv2d_{composite.layer}", [*arguments, *lists_out]
     if str(composite.attribute("lowering")) == "if" and composite.attribute("block") == "last":
         branch = emitter.computation(var, convolution.kernel, name, arguments)
-        closing = _residual(emitter, composite)
-        closed = emitter.computation(var, conv2d_closed(spec), "conv2d_closed", closing)
+        closed = emitter.computation(var, *_closed(emitter, composite, spec))
         condition = _decisions(emitter, composite, spec.y.channels)(0)
         return emitter.builder.emit(relax.If(condition, branch, closed), var.name)
     if spec.in_place:
@@ -155,6 +154,14 @@ def _residual(emitter: KernelEmitter, composite: CompositeCall) -> list[Expr]:
     return [] if residual is None else [emitter.blocked(residual)]
 
 
+def _closed(
+    emitter: KernelEmitter, composite: CompositeCall, spec: Conv2d
+) -> tuple[tirx.PrimFunc, str, list[Expr]]:
+    """Kernel, name and arguments of what y holds where everything is closed."""
+    is_open = emitter.plain(composite.arguments["open_out"])
+    return conv2d_closed(spec), "conv2d_closed", _residual(emitter, composite) or [is_open]
+
+
 def _decisions(
     emitter: KernelEmitter, composite: CompositeCall, group_size: int
 ) -> Callable[[int], Var]:
@@ -173,7 +180,7 @@ def _conditional(emitter: KernelEmitter, var: Var, composite: CompositeCall, spe
     builder, out = emitter.builder, tensor(spec.y)
     groups = -(-spec.y.blocks // spec.group_blocks)
     decision = _decisions(emitter, composite, spec.group_blocks * spec.y.lanes)
-    y = emitter.compute(var, conv2d_closed(spec), "conv2d_closed", _residual(emitter, composite))
+    y = emitter.compute(var, *_closed(emitter, composite, spec))
     convolution, arguments = _convolution(emitter, composite, spec, [])
     global_var = emitter.add(convolution.kernel, f"conv2d_{composite.layer}")
     for group in range(groups):

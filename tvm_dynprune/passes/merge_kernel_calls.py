@@ -111,7 +111,7 @@ class _Kernels:
     Parameters
     ----------
     calls
-        Calls of kernels; their arguments are variables and constants.
+        Calls of kernels; their arguments are variables, constants, and integers.
     inner
         Variables that nothing else reads: pieces of the function's workspace.
     """
@@ -122,7 +122,7 @@ class _Kernels:
         self.params: dict[Expr, Buffer] = {
             argument: tirx.decl_buffer(shape_of(argument), argument.ty.dtype, "tensor")
             for argument in arguments
-            if argument not in self.inner
+            if argument not in self.inner and not isinstance(argument, tirx.IntImm)
         }
 
     def function(self) -> PrimFunc:
@@ -146,7 +146,9 @@ class _Kernels:
     def _direct(self, call: Call, places: dict[Var, Expr]) -> Expr:
         """The call, by the kernel's symbol: by its variable TVM passes one argument too many."""
         arguments = [
-            _tensor(argument, places[argument]) if argument in places else self.params[argument]
+            _tensor(argument, places[argument])
+            if argument in places
+            else self.params.get(argument, argument)
             for argument in call.args
         ]
         return tirx.call_cpacked(call.op.name_hint, *arguments)

@@ -21,7 +21,7 @@ import numpy as np
 from tvm_dynprune.errors import ArtifactError
 from tvm_dynprune.files import sha256, write_atomic
 
-FORMAT = 3
+FORMAT = 4
 FUNCTIONS = ("main", "dense")
 BY_KERNEL = "_by_kernel"  # ends the names of their twins that call kernel by kernel
 MANIFEST, REFERENCE = "manifest.json", "reference.npz"
