@@ -15,7 +15,7 @@ After::
         return R.call_tir(conv2d_2, (h, w2, b2, x))
 
 So a residual block that a gate closes is skipped whole. A branch of several calls has to be a
-function of its own: TVM does not fuse inside branches (upstream issue 17033).
+function of its own: TVM does not fuse inside branches (upstream pull request 17033).
 Needs LowerKernels before it; feeds TVM's own pipeline.
 """
 
