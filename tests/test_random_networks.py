@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random gated CNNs: all lowerings compute what the masked PyTorch module does."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -10,12 +8,12 @@ import tvm
 from hypothesis import HealthCheck, given, settings
 from tvm import relax
 
+from tests.kernels.util import quick_host
+from tests.passes.util import results_of_both
 from tests.random_networks import Network, RandomNetwork, networks
 from tvm_dynprune.frontend.exported import from_exported
 from tvm_dynprune.passes import pipeline
-from tvm_dynprune.passes.add_by_kernel_twins import BY_KERNEL
 from tvm_dynprune.passes.expose_gates import gate_infos
-from tvm_dynprune.soc import load_soc
 
 TOLERANCE = 1e-4  # of the output's scale
 SETTINGS = {
@@ -41,15 +39,17 @@ def check(specification: Network) -> None:
     for lowering in ("dense", "if", "indexed", "auto"):
         network = dense if lowering == "dense" else machine(annotated, lowering)
         everything = [np.full_like(thresholds, -1e9) for thresholds in arguments[1:]]
-        results(network, [x, *everything])  # opens what the next call must find closed
-        results(dense, [np.full_like(x, np.nan), *arguments[1:]])  # NaN in the memory used next
-        out, *opened = results(network, arguments)
+        results_of_both(network, [x, *everything])  # opens what the next call must find closed
+        # NaN in the memory that is used next
+        results_of_both(dense, [np.full_like(x, np.nan), *arguments[1:]])
+        out, *opened = results_of_both(network, arguments)
         scale = max(float(np.abs(expected).max()), 1e-3)
         # Only auto chooses Winograd, which rounds more.
         tolerance = 10 * TOLERANCE if lowering == "auto" else TOLERANCE
         assert np.abs(out - expected).max() <= tolerance * scale, lowering
-        if decisions:
-            np.testing.assert_array_equal(opened[0], np.concatenate(decisions, axis=1))
+        decided = [np.concatenate(decisions, axis=1)] if decisions else []
+        for got, wanted in zip(opened, decided, strict=True):
+            np.testing.assert_array_equal(got, wanted)
 
 
 def reference(model: RandomNetwork, x: torch.Tensor) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -67,24 +67,11 @@ def reference(model: RandomNetwork, x: torch.Tensor) -> tuple[np.ndarray, list[n
 
 
 def machine(mod: tvm.IRModule, lowering: str) -> relax.VirtualMachine:
-    """The network compiled without LLVM's optimisations: a third of the time."""
-    host = load_soc("host")
-    quick = replace(host, target={**host.target, "opt-level": 0})
+    quick = quick_host()
     return relax.VirtualMachine(
         pipeline.build(pipeline.lower(pipeline.choose(mod, quick, lowering), quick), quick),
         tvm.cpu(),
     )
-
-
-def results(network: relax.VirtualMachine, arguments: list[np.ndarray]) -> list[np.ndarray]:
-    """Output, and what all gates decided: of calls of single kernels, and of one call of all."""
-    tensors = list(map(tvm.runtime.tensor, arguments))
-    apart, together = (
-        [r.numpy() for r in network[name](*tensors)] for name in ("main" + BY_KERNEL, "main")
-    )
-    for one, other in zip(apart, together, strict=True):
-        np.testing.assert_array_equal(one, other)
-    return apart
 
 
 @settings(max_examples=8, **SETTINGS)

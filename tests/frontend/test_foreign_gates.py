@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gates in other people's code are recognised, and the compiled network equals theirs."""
 
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import tvm
 from tvm import relax
 
 from tests.frontend.networks import GATED, Assigned, BareSigmoid, Net, SqueezeAndExcitation
+from tests.kernels.util import quick_host
 from tvm_dynprune.errors import ModelError
 from tvm_dynprune.frontend import from_onnx
 from tvm_dynprune.frontend.exported import from_exported
@@ -19,7 +19,6 @@ from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.dataflow import Dataflow
 from tvm_dynprune.passes.expose_gates import gate_infos
 from tvm_dynprune.passes.gates import Gate, find_gates
-from tvm_dynprune.soc import load_soc
 
 SIZE = 9
 # group size, threshold, binary
@@ -69,8 +68,7 @@ def check_numbers(net: type[Net], mod: tvm.IRModule, batch: int, lowerings) -> N
     x = images(batch)
     with torch.no_grad():
         expected = net().eval()(torch.from_numpy(x)).numpy()
-    host = load_soc("host")
-    quick = replace(host, target={**host.target, "opt-level": 0})
+    quick = quick_host()
     annotated = pipeline.annotate(mod, twin=False)
     infos = gate_infos(annotated["main"])
     thresholds = [info.threshold for info in infos if info.threshold is not None]

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +7,18 @@ import tvm
 from tvm import relax
 from tvm.relax import op
 
+from tests.kernels.util import quick_host
 from tests.passes.graphs import CASES
-from tests.passes.util import Graph, assert_promises, assert_unchanged, run, sequence
+from tests.passes.util import (
+    Graph,
+    assert_promises,
+    assert_unchanged,
+    results_of_both,
+    run,
+    sequence,
+)
 from tvm_dynprune.errors import NotLoweredError
 from tvm_dynprune.passes import pipeline
-from tvm_dynprune.passes.add_by_kernel_twins import BY_KERNEL
 from tvm_dynprune.passes.annotate_open import AnnotateOpen
 from tvm_dynprune.passes.choose_algorithm import ChooseAlgorithm
 from tvm_dynprune.passes.choose_lowering import ChooseLowering
@@ -46,21 +52,11 @@ def lowered(
 
 
 def machine(mod: tvm.IRModule) -> relax.VirtualMachine:
-    host = load_soc("host")
-    quick = replace(host, target={**host.target, "opt-level": 0})  # a third of the time to compile
-    return relax.VirtualMachine(pipeline.build(mod, quick), tvm.cpu())
+    return relax.VirtualMachine(pipeline.build(mod, quick_host()), tvm.cpu())
 
 
 def results(network: relax.VirtualMachine, x: np.ndarray) -> list[np.ndarray]:
-    """What the virtual machine's calls of single kernels compute, and one call of all as well."""
-    apart, together = (
-        [r.numpy() for r in ([result] if hasattr(result, "numpy") else result)]
-        for name in ("main" + BY_KERNEL, "main")
-        for result in [network[name](tvm.runtime.tensor(x))]
-    )
-    for one, other in zip(apart, together, strict=True):
-        np.testing.assert_array_equal(one, other)
-    return apart
+    return results_of_both(network, [x])
 
 
 def random_x(batch: int) -> np.ndarray:

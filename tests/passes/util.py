@@ -10,6 +10,7 @@ from tvm import relax
 from tvm.ir import Expr
 from tvm.relax import Var, op
 
+from tvm_dynprune.passes.add_by_kernel_twins import BY_KERNEL
 from tvm_dynprune.passes.composite import is_composite
 from tvm_dynprune.passes.dataflow import op_name
 
@@ -171,6 +172,18 @@ def run(mod: tvm.IRModule, *inputs: np.ndarray, name: str = "main") -> list[np.n
     machine = relax.VirtualMachine(tvm.compile(mod, quick), tvm.cpu())
     result = machine[name](*map(tvm.runtime.tensor, inputs))
     return [r.numpy() for r in ([result] if hasattr(result, "numpy") else result)]
+
+
+def results_of_both(network: relax.VirtualMachine, arguments: list[np.ndarray]) -> list[np.ndarray]:
+    """What ``main`` returns, which its twin that calls kernel by kernel returns as well."""
+    apart, together = (
+        [r.numpy() for r in ([result] if hasattr(result, "numpy") else result)]
+        for name in ("main" + BY_KERNEL, "main")
+        for result in [network[name](*map(tvm.runtime.tensor, arguments))]
+    )
+    for one, other in zip(apart, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+    return apart
 
 
 def random_inputs(mod: tvm.IRModule, name: str = "main") -> list[np.ndarray]:

@@ -59,7 +59,7 @@ class Dataflow:
 
     def __init__(self, func: relax.Function) -> None:
         self.func = func
-        self.bindings = [b for block in func.body.blocks for b in block.bindings]
+        self.bindings = bindings_of(func.body)
         self.definition: dict[Var, Expr] = {b.var: b.value for b in self.bindings}
         self.users: dict[Var, list[Var]] = {}
         for binding in self.bindings:
@@ -89,6 +89,16 @@ class Dataflow:
                 found.add(current)
                 stack.extend(self.users.get(current, []))
         return found
+
+
+def bindings_of(sequence: relax.SeqExpr) -> list[relax.VarBinding]:
+    """The bindings of all blocks, in order; not those in branches."""
+    return [binding for block in sequence.blocks for binding in block.bindings]
+
+
+def with_body(func: relax.Function, body: relax.SeqExpr) -> relax.Function:
+    """The function with another body, which returns what the old one did."""
+    return relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs, func.span)
 
 
 def operands(value: Expr) -> list[Var]:
@@ -169,7 +179,7 @@ def result_of(func: relax.Function) -> Expr:
 
     A function's last binding often only gives the result an output variable; looked through.
     """
-    definition = {b.var: b.value for block in func.body.blocks for b in block.bindings}
+    definition = {binding.var: binding.value for binding in bindings_of(func.body)}
     result = func.body.body
     while isinstance(result, Var) and isinstance(definition.get(result), Var | relax.Tuple):
         result = definition[result]

@@ -38,7 +38,7 @@ from tvm.relax import Call, Var
 from tvm.tirx import Buffer, PrimFunc
 
 from tvm_dynprune.passes.add_by_kernel_twins import is_by_kernel
-from tvm_dynprune.passes.dataflow import op_name, operands, shape_of
+from tvm_dynprune.passes.dataflow import bindings_of, op_name, operands, shape_of, with_body
 from tvm_dynprune.passes.plan_memory import Interval, plan_memory
 
 _ALIGNMENT = 64  # bytes, as TVM aligns tensors
@@ -64,14 +64,12 @@ class _Merge:
         self.uses = Counter(_uses(func.body))
 
     def function(self) -> relax.Function:
-        func, body = self.func, self._sequence(self.func.body)
-        new = relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs, func.span)
-        return self.builder.normalize(new)
+        return self.builder.normalize(with_body(self.func, self._sequence(self.func.body)))
 
     def _sequence(self, sequence: relax.SeqExpr) -> relax.SeqExpr:
         merged: list[relax.Binding] = []
         run: list[relax.Binding] = []
-        for binding in (binding for block in sequence.blocks for binding in block.bindings):
+        for binding in bindings_of(sequence):
             if self._calls_kernel(binding) or op_name(binding.value) == "builtin.alloc_tensor":
                 run.append(binding)
             else:
@@ -169,7 +167,7 @@ def _bytes(var: Var) -> int:
 def _uses(sequence: relax.SeqExpr) -> Iterable[Var]:
     """The variables that a sequence reads, as often as there are bindings that do."""
     yield from operands(sequence.body)
-    for binding in (binding for block in sequence.blocks for binding in block.bindings):
+    for binding in bindings_of(sequence):
         value = binding.value
         if isinstance(value, relax.If):
             yield from operands(value.cond)

@@ -29,7 +29,7 @@ from tvm.relax import DataflowVar, Var
 from tvm.tirx import Buffer, PrimFunc
 from tvm.tirx.buffer import is_buffer_var
 
-from tvm_dynprune.passes.dataflow import op_name, operands
+from tvm_dynprune.passes.dataflow import op_name, operands, with_body
 
 MERGEABLE = "mergeable"  # attribute of our kernels: 1 if it may be merged, 0 if not
 _MOST_ELEMENTS = 1 << 16  # of all tensors of a kernel: beyond it, threads pay
@@ -67,8 +67,7 @@ def _differs(after: relax.BindingBlock, before: relax.BindingBlock) -> bool:
 
 def _with_blocks(func: relax.Function, blocks: list[relax.BindingBlock]) -> relax.Function:
     body = relax.SeqExpr(blocks, func.body.body)
-    new = relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs, func.span)
-    return relax.BlockBuilder().normalize(new)
+    return relax.BlockBuilder().normalize(with_body(func, body))
 
 
 def _merged_block(

@@ -27,7 +27,7 @@ from tvm import relax
 from tvm.ir import Expr
 from tvm.relax import Call, Var
 
-from tvm_dynprune.passes.dataflow import operands
+from tvm_dynprune.passes.dataflow import bindings_of, operands, with_body
 from tvm_dynprune.passes.lower_kernels import KERNEL_CALLS
 from tvm_dynprune.passes.merge_small_kernels import MERGEABLE
 
@@ -111,7 +111,7 @@ class _Scope:
 
 def _rebuilt(builder: relax.BlockBuilder, func: relax.Function, scope: _Scope) -> relax.Function:
     body = relax.SeqExpr([_block(scope.bindings)], func.body.body)
-    rebuilt = relax.Function(func.params, body, func.ret_ty, func.is_pure, func.attrs)
+    rebuilt = with_body(func, body)
     if KERNEL_CALLS in (func.attrs or {}):
         names = _names_in_order(builder.get(), func)
         calls = dict(zip(names, json.loads(str(func.attrs[KERNEL_CALLS])), strict=True))
@@ -136,7 +136,7 @@ def _names_in_order(mod: tvm.IRModule, func: relax.Function) -> list[Var]:
 
 
 def _bindings(body: Expr) -> Bindings:
-    return {b.var: b.value for block in body.blocks for b in block.bindings}
+    return {binding.var: binding.value for binding in bindings_of(body)}
 
 
 def _block(bindings: Bindings) -> relax.BindingBlock:
