@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from functools import partial
+
 import numpy as np
 import pytest
 from tvm import relax
@@ -73,6 +75,14 @@ def test_makes_a_convolution_and_its_epilogue_one_function():
     assert_pass(FuseKernels(), Before, Expected)
 
 
+SILU = 'formula:["multiply", "x", ["sigmoid", "x"]]'
+
+
+def silu(g: Graph, x):
+    """As importers write it."""
+    return g.times(x, g.emit(op.sigmoid(x)))
+
+
 def epilogue_of(body, *shapes) -> list[str]:
     """The epilogue of the composite made from the convolution named "conv1"."""
     before = Graph.build(body, *(shapes or [SHAPE]))
@@ -95,11 +105,14 @@ def epilogue_of(body, *shapes) -> list[str]:
         (lambda g, y, m, r: g.relu(g.relu6(y)), ["clip:0.0:6.0"]),
         (lambda g, y, m, r: g.add(g.add(y, r), r), ["residual"]),
         (lambda g, y, m, r: g.times(g.times(y, m), m), ["scale"]),
-        (lambda g, y, m, r: g.emit(op.clip(y, 1.0, 6.0)), []),
+        (lambda g, y, m, r: g.emit(op.clip(y, 1.0, 6.0)), ["clip:1.0:6.0"]),
+        (lambda g, y, m, r: g.emit(op.clip(g.add(y, r), 1.0, 6.0)), ["residual"]),
         (lambda g, y, m, r: g.emit(op.clip(y, -1.0, 6.0)), ["clip:-1.0:6.0"]),
-        (lambda g, y, m, r: g.emit(op.nn.gelu(y)), []),
-        (lambda g, y, m, r: g.add(y, y), []),
-        (lambda g, y, m, r: g.times(y, y), []),
+        (lambda g, y, m, r: g.emit(op.nn.gelu(y)), ['formula:["nn.gelu", "x"]']),
+        (lambda g, y, m, r: g.add(y, y), ['formula:["add", "x", "x"]']),
+        (lambda g, y, m, r: g.times(silu(g, y), m), [SILU, "scale"]),
+        (lambda g, y, m, r: silu(g, g.add(y, r)), ["residual", SILU]),
+        (lambda g, y, m, r: g.times(silu(g, y), r), [SILU]),
     ],
 )  # fmt: skip
 def test_epilogue_steps_in_their_order(steps, epilogue):
@@ -108,6 +121,14 @@ def test_epilogue_steps_in_their_order(steps, epilogue):
         return steps(g, g.conv(x, 8, name="conv1"), mask, residual)
 
     assert epilogue_of(body, SHAPE, SHAPE, (2, 8, 1, 1)) == epilogue
+
+
+def test_a_depthwise_kernel_without_bias_has_an_activation_inside_that_keeps_zeros():
+    def body(g, x, *, activation):
+        return activation(g, g.depthwise(x, "conv1"))
+
+    for activation, epilogue in ((silu, [SILU]), (lambda g, y: g.emit(op.sigmoid(y)), [])):
+        assert epilogue_of(partial(body, activation=activation)) == epilogue
 
 
 def test_a_result_with_another_user_ends_the_epilogue():

@@ -79,6 +79,27 @@ def test_a_scaled_gate_is_not_binary():
     assert gate.threshold is None
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_scale_that_is_never_zero_leaves_the_group_size(swapped):
+    def body(g, x):
+        logits = g.conv(g.emit(op.mean(x, axis=[2, 3], keepdims=True)), 16, 1)
+        scale = g.emit(op.multiply(g.emit(op.sigmoid(logits)), relax.const(2.0, "float32")))
+        mask = g.gate(x, 16, 4, 0.25)
+        return g.times(g.conv(x, 16), g.times(*((scale, mask) if swapped else (mask, scale))))
+
+    gate = only_gate(body)
+    assert gate.reason is None
+    assert (gate.group_size, gate.is_binary, gate.threshold.value) == (4, False, 0.25)
+
+
+def test_a_scale_that_may_be_zero_decides_channel_by_channel():
+    def body(g, x):
+        saliency = g.relu(g.conv(g.emit(op.mean(x, axis=[2, 3], keepdims=True)), 16, 1))
+        return g.times(g.conv(x, 16), g.times(g.gate(x, 16, 4), saliency))
+
+    assert only_gate(body).group_size == 1
+
+
 def test_a_gate_may_come_from_elsewhere():
     gate = only_gate(lambda g, x, other: g.times(g.conv(x, 16), g.gate(other, 16)), X, (1, 4, 3, 3))
     assert gate.reason is None

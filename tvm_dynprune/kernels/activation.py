@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activation: the elementwise functions that a kernel applies to its accumulators."""
+"""The elementwise functions that a kernel applies to its accumulators."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -21,3 +24,117 @@ class Activation:
         if self.high is not None:
             value = tirx.min(value, T.float32(self.high))
         return value
+
+
+@dataclass(frozen=True)
+class Formula:
+    """Any other activation.
+
+    Attributes
+    ----------
+    text
+        JSON: "x", a number, or a list of an operator of `OPERATORS` and its operands, such as
+        ``["multiply", "x", ["sigmoid", "x"]]``.
+    """
+
+    text: str
+
+    def __call__(self, value):
+        """The activation of a float32 TIR expression."""
+        return _let(value, lambda x: _evaluate(json.loads(self.text), x))
+
+
+def _evaluate(formula: Any, x):
+    if formula == "x":
+        return x
+    if isinstance(formula, int | float):
+        return T.float32(formula)
+    name, *operands = formula
+    return OPERATORS[name](*(_evaluate(operand, x) for operand in operands))
+
+
+def _let(value, body: Callable):
+    """``body(variable)``, with the value computed once."""
+    variable = tirx.Var("t", "float32")
+    return tirx.Let(variable, value, body(variable))
+
+
+def _exp(x):
+    """e**x to 2 units in the last place, without a branch, so that vectors stay vectors.
+
+    Polynomial and split of ln 2 are those of Moshier's Cephes library (``expf``).
+    """
+
+    def of_clamped(x):
+        return _let(tirx.floor(x * T.float32(1.44269504) + T.float32(0.5)), lambda k: parts(x, k))
+
+    def parts(x, k):
+        rest = x - k * T.float32(0.693359375) - k * T.float32(-2.12194440e-4)
+        power = tirx.shift_left(T.cast(k, "int32") + 127, T.int32(23))
+        return _let(rest, polynomial) * tirx.reinterpret("float32", power)
+
+    def polynomial(r):
+        total = T.float32(1.9875691500e-4)
+        for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 0.16666665459, 0.5):
+            total = total * r + T.float32(factor)
+        return total * r * r + r + T.float32(1)
+
+    return _let(tirx.max(tirx.min(x, T.float32(88)), T.float32(-87)), of_clamped)
+
+
+def _sigmoid(x):
+    return T.float32(1) / (T.float32(1) + _exp(-x))
+
+
+def _tanh(x):
+    return T.float32(2) * _sigmoid(T.float32(2) * x) - T.float32(1)
+
+
+def _erf(x):
+    """To 1.5e-7: Abramowitz, Stegun: "Handbook of Mathematical Functions", 7.1.26."""
+
+    def of_magnitude(t, size):
+        total = T.float32(1.061405429)
+        for factor in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+            total = total * t + T.float32(factor)
+        return T.float32(1) - total * t * _exp(-size * size)
+
+    size = tirx.max(x, -x)
+    near_one = T.float32(1) / (T.float32(1) + T.float32(0.3275911) * size)
+    sign = tirx.Select(x < T.float32(0), T.float32(-1), T.float32(1))
+    return sign * _let(near_one, lambda t: of_magnitude(t, size))
+
+
+def _gelu(x):
+    return T.float32(0.5) * x * (T.float32(1) + _erf(x * T.float32(0.70710678)))
+
+
+def _gelu_tanh(x):
+    inner = T.float32(0.79788456) * (x + T.float32(0.044715) * x * x * x)
+    return x * _sigmoid(T.float32(2) * inner)
+
+
+OPERATORS: dict[str, Callable] = {
+    "add": lambda a, b: a + b,
+    "subtract": lambda a, b: a - b,
+    "multiply": lambda a, b: a * b,
+    "divide": lambda a, b: a / b,
+    "maximum": tirx.max,
+    "minimum": tirx.min,
+    "clip": lambda x, low, high: tirx.min(tirx.max(x, low), high),
+    "negative": lambda x: -x,
+    "abs": lambda x: tirx.max(x, -x),
+    "greater": lambda a, b: a > b,
+    "where": tirx.Select,
+    "exp": _exp,
+    "log": tirx.log,
+    "tanh": _tanh,
+    "sigmoid": _sigmoid,
+    "erf": _erf,
+    "nn.relu": lambda x: tirx.max(x, T.float32(0)),
+    "nn.leakyrelu": lambda x, alpha: tirx.max(x, T.float32(0)) + alpha * tirx.min(x, T.float32(0)),
+    "nn.silu": lambda x: x * _sigmoid(x),
+    "nn.gelu": _gelu,
+    "nn.gelu_tanh": _gelu_tanh,
+}
+"""By the name of the Relax operator."""

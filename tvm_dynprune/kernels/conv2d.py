@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tvm_dynprune.kernels.activation import Activation
+from tvm_dynprune.kernels.activation import Activation, Formula
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.reduction import Reduction
 from tvm_dynprune.kernels.schedule import Schedule
@@ -45,10 +45,10 @@ class Conv2d:
     pad: tuple[int, int]  # top, left; the rest follows from the size of y
     dilation: tuple[int, int]
     bias: bool = False
-    before: Activation | None = None
+    before: Activation | Formula | None = None
     scale: bool = False
     residual: FeatureMap | None = None
-    after: Activation | None = None
+    after: Activation | Formula | None = None
     open_in: bool = False  # walk a list of input channels, or of blocks of them
     unit_in: int = 1  # neighbouring input channels that open together
     visit: str = "all"

@@ -14,7 +14,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
 
-from tvm_dynprune.kernels.activation import Activation
+from tvm_dynprune.kernels.activation import Activation, Formula
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
 from tvm_dynprune.kernels.pooling import Pooling
 from tvm_dynprune.kernels.registers import registers
@@ -39,7 +39,7 @@ class Window:
     pad: tuple[int, int]
     dilation: tuple[int, int] = (1, 1)
     bias: bool = False
-    after: Activation | None = None
+    after: Activation | Formula | None = None
     scale: bool = False
     count_padding: bool = True  # average: divide by the whole window at the edges too
     listed: bool = False

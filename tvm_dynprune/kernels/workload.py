@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from tvm_dynprune.kernels.activation import Activation
+from tvm_dynprune.kernels.activation import Activation, Formula
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.schedule import Schedule
@@ -16,8 +16,6 @@ _PARTS: dict[str, Any] = {
     "x": FeatureMap,
     "y": FeatureMap,
     "residual": FeatureMap,
-    "before": Activation,
-    "after": Activation,
 }
 
 
@@ -51,4 +49,7 @@ def spec_of(workload: str, schedule: Schedule) -> Conv2d:
     for name, part in _PARTS.items():
         if fields[name] is not None:
             fields[name] = part(**fields[name])
+    for name in ("before", "after"):
+        if (field := fields[name]) is not None:
+            fields[name] = Formula(**field) if "text" in field else Activation(**field)
     return Conv2d(**fields, schedule=schedule)

@@ -29,6 +29,7 @@ from tvm import relax
 from tvm.ir import Expr
 from tvm.relax import Var, op
 
+from tvm_dynprune.passes.activations import is_never_zero
 from tvm_dynprune.passes.channel_sets import (
     ChannelSet,
     Concatenation,
@@ -92,6 +93,9 @@ class OpenSets:
         if not isinstance(expr, Var) or shape_of(expr) != shape:
             return None
         if expr not in self.flow.definition or not can_be_zero(self.flow, expr):
+            return None
+        composite = as_composite(self.functions, self.flow.definition[expr])
+        if composite is not None and any(map(is_never_zero, composite.epilogue[-1:])):
             return None
         return Mask(expr, shape[1], group_size(self.flow, expr))
 

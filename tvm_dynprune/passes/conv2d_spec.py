@@ -8,9 +8,9 @@ from math import gcd
 import tvm
 from tvm.relax import Var
 
-from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.schedule import Schedule
+from tvm_dynprune.passes.activations import parse_activation
 from tvm_dynprune.passes.composite import CompositeCall
 from tvm_dynprune.passes.dataflow import shape_of
 from tvm_dynprune.passes.layout_plan import LayoutPlan
@@ -109,14 +109,6 @@ def _activation_places(epilogue: list[str]) -> dict[str, str]:
         elif step != "bias":
             places["after" if seen_middle else "before"] = step
     return places
-
-
-def parse_activation(step: str) -> Activation:
-    """The activation that an epilogue step names."""
-    if step == "relu":
-        return Activation(0.0, None)
-    _, low, high = step.split(":")
-    return Activation(float(low), float(high))
 
 
 def _schedule(composite: CompositeCall) -> Schedule:

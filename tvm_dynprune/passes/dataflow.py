@@ -61,6 +61,7 @@ class Dataflow:
         self.func = func
         self.bindings = bindings_of(func.body)
         self.definition: dict[Var, Expr] = {b.var: b.value for b in self.bindings}
+        self.position = {binding.var: i for i, binding in enumerate(self.bindings)}
         self.users: dict[Var, list[Var]] = {}
         for binding in self.bindings:
             for var in operands(binding.value):

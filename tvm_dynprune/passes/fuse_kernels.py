@@ -18,11 +18,17 @@ Leaves a grouped convolution that is not depthwise, an average pooling whose las
 the padding, and steps after a result that others read.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
 import tvm
 from tvm import relax
 from tvm.ir import Expr
 from tvm.relax import Call, Var
 
+from tvm_dynprune.passes.activations import ActivationSteps, activation_of
 from tvm_dynprune.passes.composite import PREFIX, add_composite
 from tvm_dynprune.passes.dataflow import (
     Dataflow,
@@ -34,10 +40,38 @@ from tvm_dynprune.passes.dataflow import (
     rebuild,
     result_of,
     shape_of,
+    substitute,
 )
 from tvm_dynprune.passes.gates import is_binary
 
 _STAGES = ("convolution", "bias", "before", "scale", "residual", "after")
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Bindings that a kernel computes after those of the step before.
+
+    Attributes
+    ----------
+    stage
+        One of `_STAGES`.
+    label
+        Name of the epilogue's step; "" for the operator itself.
+    argument
+        What else the step reads.
+    """
+
+    stage: str
+    bindings: tuple[Var, ...]
+    label: str = ""
+    argument: Expr | None = None
+
+    @property
+    def result(self) -> Var:
+        """The variable that holds the step's result."""
+        return self.bindings[-1]
+
+
 _POOLS = {"nn.max_pool2d": "max_pool2d", "nn.avg_pool2d": "avg_pool2d", "mean": "global_average"}
 
 
@@ -50,6 +84,9 @@ class FuseKernels:
 class _Fuser:
     def __init__(self, func: relax.Function, functions: Functions) -> None:
         self.func, self.functions, self.flow = func, functions, Dataflow(func)
+        found = (activation_of(self.flow, binding.var) for binding in self.flow.bindings)
+        # The last one of a tensor is all that is computed from it one by one.
+        self.activations = {one.source: one for one in found if one is not None}
         self.fused: set[Var] = set()
         self.taken = {gv.name_hint for gv in functions}
 
@@ -60,70 +97,74 @@ class _Fuser:
             if chain is None:
                 continue
             kind, steps = chain
-            self.fused.update(var for var, _, _ in steps)
-            values[steps[-1][0]] = self._composite(kind, binding.var, steps)
+            self.fused.update(var for step in steps for var in step.bindings)
+            values[steps[-1].result] = self._composite(kind, steps)
         return rebuild(self.func, values, result_of(self.func))
 
-    def _chain(self, var: Var) -> tuple[str, list[tuple[Var, str, Expr | None]]] | None:
-        """Kind, and the fused variables with the step and the argument that each adds."""
+    def _chain(self, var: Var) -> tuple[str, list[_Step]] | None:
+        """Kind, and the steps that are fused."""
         call = self.flow.definition[var]
-        name = op_name(call)
+        name, steps = op_name(call), [_Step("convolution", (var,))]
         if name in _POOLS and _is_plain_pool(call):
-            return _POOLS[name], [(var, "", None)]
+            return _POOLS[name], steps
         kind = _convolution_kind(call)
         if kind is None:
             return None
-        steps: list[tuple[Var, str, Expr | None]] = [(var, "", None)]
-        stage = "convolution"
-        while (user := self.flow.only_user(steps[-1][0])) is not None:
-            step = self._step(kind, stage, steps[-1][0], user, var)
+        while (step := self._step(kind, steps)) is not None:
             # Two convolutions may end in one addition; it is the first one's residual.
-            if step is None or user in self.fused:
+            if step.result in self.fused:
                 break
-            stage, label, argument = step
-            steps.append((user, label, argument))
+            steps.append(step)
         return kind, steps
 
-    def _step(
-        self, kind: str, stage: str, current: Var, user: Var, convolution: Var
-    ) -> tuple[str, str, Expr | None] | None:
-        """(stage, label, argument) by which `user` continues the epilogue, if it does."""
-        value, done = self.flow.definition[user], _STAGES.index(stage)
+    def _step(self, kind: str, steps: list[_Step]) -> _Step | None:
+        """The step that continues the epilogue, if any does."""
+        current, done = steps[-1].result, _STAGES.index(steps[-1].stage)
+        if done == 0 and (bias := self._bias(current)) is not None:
+            return bias
+        if (activation := self.activations.get(current)) is not None:
+            return _activation_step(activation, kind, steps)
+        user = self.flow.only_user(current)
+        if user is None:
+            return None
+        value = self.flow.definition[user]
         name, shape = op_name(value), shape_of(user)
-        label = activation_label(value)
-        if label is not None:
-            after = _STAGES.index("residual") <= done < _STAGES.index("after")
-            if done < _STAGES.index("before"):
-                return "before", label, None
-            return ("after", label, None) if after else None
         if name not in ("add", "multiply") or shape != shape_of(current):
             return None
         other = value.args[1] if value.args[0].same_as(current) else value.args[0]
-        if other.same_as(current):
-            return None
-        if name == "add" and done == 0 and channel_vector(other, shape[1]) is not None:
-            return "bias", "bias", other
-        if not isinstance(other, Var) or self.flow.depends_on(other, convolution):
+        if not isinstance(other, Var) or self.flow.depends_on(other, steps[0].result):
             return None
         if name == "multiply" and done < _STAGES.index("scale"):
-            return ("scale", "scale", other) if shape_of(other) == (*shape[:2], 1, 1) else None
+            is_scale = shape_of(other) == (*shape[:2], 1, 1)
+            return _Step("scale", (user,), "scale", other) if is_scale else None
         is_residual = name == "add" and shape_of(other) == shape and kind == "conv2d"
         if is_residual and done < _STAGES.index("residual"):
-            return "residual", "residual", other
+            return _Step("residual", (user,), "residual", other)
         return None
 
-    def _composite(self, kind: str, var: Var, steps: list[tuple[Var, str, Expr | None]]) -> Call:
+    def _bias(self, convolution: Var) -> _Step | None:
+        user = self.flow.only_user(convolution)
+        value = self.flow.value(user) if user is not None else None
+        if op_name(value) != "add" or shape_of(user) != shape_of(convolution):
+            return None
+        other = value.args[1] if value.args[0].same_as(convolution) else value.args[0]
+        if channel_vector(other, shape_of(user)[1]) is None:
+            return None
+        return _Step("bias", (user,), "bias", other)
+
+    def _composite(self, kind: str, steps: list[_Step]) -> Call:
+        var = steps[0].result
         call = self.flow.definition[var]
         roles = {"x": call.args[0]}
         if kind in ("conv2d", "depthwise_conv2d"):
             roles["weight"] = call.args[1]
-        roles |= {label: argument for _, label, argument in steps if argument is not None}
+        roles |= {step.label: step.argument for step in steps if step.argument is not None}
         body = self._body(call, roles, steps)
         attributes = {
             "Composite": PREFIX + kind,
             "layer": var.name,
             "roles": list(roles),
-            "epilogue": [label for _, label, _ in steps[1:]],
+            "epilogue": [step.label for step in steps[1:]],
         }
         if "scale" in roles:
             attributes["binary_scale"] = int(is_binary(self.flow, roles["scale"]))
@@ -131,9 +172,7 @@ class _Fuser:
         global_var = add_composite(self.functions, self._unique(var.name), func)
         return relax.BlockBuilder().normalize(Call(global_var, list(roles.values())))
 
-    def _body(
-        self, call: Call, roles: dict[str, Expr], steps: list[tuple[Var, str, Expr | None]]
-    ) -> relax.Function:
+    def _body(self, call: Call, roles: dict[str, Expr], steps: list[_Step]) -> relax.Function:
         params = {role: relax.Var(role, argument.ty) for role, argument in roles.items()}
         builder = relax.BlockBuilder()
         with builder.function("body", list(params.values()), private=True):
@@ -142,10 +181,14 @@ class _Fuser:
                 if "weight" not in params:
                     arguments = [params["x"], *call.args[1:]]
                 value = builder.emit(Call(call.op, arguments, call.attrs, call.ty_args))
-                for var, label, _ in steps[1:]:
-                    step = self.flow.definition[var]
-                    rest = [params[label]] if label in params else list(step.args[1:])
-                    value = builder.emit(Call(step.op, [value, *rest], step.attrs, step.ty_args))
+                for before, step in pairwise(steps):
+                    emitted = {before.result: value}
+                    for var in step.bindings:
+                        own = self.flow.definition[var]
+                        if step.argument is not None:
+                            rest = [value, params[step.label]]
+                            own = Call(own.op, rest, own.attrs, own.ty_args)
+                        value = emitted[var] = builder.emit(substitute(own, emitted))
                 output = builder.emit_output(value)
             builder.emit_func_output(output)
         return builder.finalize()["body"]
@@ -159,18 +202,18 @@ class _Fuser:
         return candidate
 
 
-def activation_label(value: Expr) -> str | None:
-    """The epilogue step of an activation; None for one that no kernel has inside.
+def _activation_step(activation: ActivationSteps, kind: str, steps: list[_Step]) -> _Step | None:
+    """The step of an activation, where a kernel has one inside.
 
-    A clip must keep 0 at 0, as a closed channel's value is 0 and stays so.
+    One that does not keep 0 at 0 may only stand before the mask of a convolution: what is closed
+    is 0 elsewhere.
     """
-    if op_name(value) == "nn.relu":
-        return "relu"
-    if op_name(value) == "clip":
-        low, high = (float(getattr(bound, "value", "nan")) for bound in value.args[1:3])
-        if low <= 0 <= high:
-            return f"clip:{low}:{high}"
-    return None
+    done, labels = _STAGES.index(steps[-1].stage), [step.label for step in steps]
+    if done < _STAGES.index("before"):
+        stage, fits = "before", kind == "conv2d" or "bias" in labels or activation.keeps_zero
+    else:
+        stage, fits = "after", activation.keeps_zero and steps[-1].stage == "residual"
+    return _Step(stage, activation.steps, activation.label) if fits else None
 
 
 def _convolution_kind(call: Expr) -> str | None:

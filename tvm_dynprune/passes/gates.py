@@ -11,6 +11,7 @@ import numpy as np
 from tvm.ir import Expr
 from tvm.relax import Call, Var
 
+from tvm_dynprune.passes.activations import activation_of
 from tvm_dynprune.passes.dataflow import Dataflow, constant_of, op_name, operands, shape_of
 
 _ELEMENTWISE = ("nn.relu", "clip", "nn.leakyrelu", "tanh", "nn.silu", "nn.gelu", "sigmoid")
@@ -98,14 +99,18 @@ def _classify(flow: Dataflow, product: Var, feature: Var, mask: Var) -> Gate:
 
 def _producer(flow: Dataflow, feature: Var) -> tuple[Var | None, str | None]:
     """The convolution that `feature` comes from, and what keeps it from being skipped."""
-    current = feature
+    current, inside = feature, False
     while True:
+        activation = activation_of(flow, current)
+        if activation is not None and (inside or flow.only_user(current) is not None):
+            current, inside = activation.source, True  # which nobody else reads
+            continue
         value = flow.definition.get(current)
         name = op_name(value) if value is not None else ""
         is_convolution = name == "nn.conv2d"
         if value is None or not (is_convolution or name in (*_PASSES_CHANNELS, "add", "concat")):
             return None, None
-        if flow.only_user(current) is None:
+        if flow.only_user(current) is None and not inside:
             users = sorted({user.name for user in flow.users.get(current, [])})
             if is_convolution or _leads_to_convolution(flow, current):
                 owner = _first_convolution(flow, current)
@@ -118,7 +123,7 @@ def _producer(flow: Dataflow, feature: Var) -> tuple[Var | None, str | None]:
         variables = [v for v in operands(value) if len(shape_of(v) or ()) == 4]
         if name in ("add", "concat") and len(variables) > 1:
             return _first_convolution(flow, current), None
-        current = variables[0]
+        current, inside = variables[0], False
 
 
 def _first_convolution(flow: Dataflow, var: Var) -> Var | None:
@@ -223,9 +228,10 @@ def _element_origin(flow: Dataflow, expr: Expr) -> np.ndarray:
     if not isinstance(value, Call):
         return own
     if name in ("astype", "nn.relu", "clip", "sigmoid", *_COMPARISONS, "multiply", "where"):
-        return _combined(
-            [_element_origin(flow, a) for a in value.args if shape_of(a) is not None], shape
-        )
+        tensors = [a for a in value.args if shape_of(a) is not None]
+        if name == "multiply":  # a factor that is never 0 decides nothing
+            tensors = [a for a in tensors if can_be_zero(flow, a)] or tensors
+        return _combined([_element_origin(flow, a) for a in tensors], shape)
     if name in _LAYOUT:
         return _relayout(value, _element_origin(flow, value.args[0]), shape)
     return own

@@ -12,7 +12,6 @@ from tvm.relax import Var
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.passes.composite import CompositeCall, as_composite
 from tvm_dynprune.passes.dataflow import Dataflow, Functions, op_name, operands, result_of, shape_of
-from tvm_dynprune.passes.fuse_kernels import activation_label
 
 
 class LayoutPlan:
@@ -171,8 +170,11 @@ class LayoutPlan:
         name, variables = op_name(value), operands(value)
         if not variables or not all(var in self.blocked for var in variables):
             return False
-        if activation_label(value) is not None:
+        if name in ("nn.relu", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "tanh"):
             return True
+        if name == "clip":  # the halo stays 0
+            low, high = (float(getattr(bound, "value", "nan")) for bound in value.args[1:3])
+            return low <= 0 <= high
         if name == "add":
             return len(value.args) == len(variables) and _same_shapes(variables)
         if name == "concat" and int(value.attrs.axis) == 1:

@@ -32,6 +32,7 @@ from tvm import relax, tirx
 from tvm.ir import Expr
 from tvm.relax import Var, op
 
+from tvm_dynprune.kernels.activation import Formula
 from tvm_dynprune.kernels.any_open import any_open
 from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
 from tvm_dynprune.kernels.conv2d_closed import conv2d_closed
@@ -91,7 +92,8 @@ def _in_place(emitter: KernelEmitter, var: Var, composite: CompositeCall, spec: 
     if plan.pooling(residual) is not None and emitter.pooling(residual) is None:
         return False
     producer = plan.composites[residual]
-    activated = spec.after is None or producer.epilogue[-1:] == composite.epilogue[-1:]
+    same = producer.epilogue[-1:] == composite.epilogue[-1:]
+    activated = spec.after is None or (same and not isinstance(spec.after, Formula))
     pooled = emitter.pooling(var) is None or emitter.pooling(residual) is not None
     return activated and pooled and plan.feature_map(residual) == spec.y
 

@@ -56,7 +56,8 @@ class LowerKernels:
         functions = dict(mod.functions_items())
         if not any(is_composite(func) for func in functions.values()):
             return mod
-        builder, calls = relax.BlockBuilder(), {}
+        imported = {gv: f for gv, f in functions.items() if isinstance(f, tvm.tirx.PrimFunc)}
+        builder, calls = relax.BlockBuilder(tvm.IRModule(imported)), {}
         for global_var, func in functions.items():
             if isinstance(func, relax.Function) and "global_symbol" in (func.attrs or {}):
                 emitter = KernelEmitter(builder, func, functions, self.target)

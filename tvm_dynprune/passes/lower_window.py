@@ -13,8 +13,8 @@ from tvm.relax import Var
 from tvm_dynprune.kernels.conv2d import pack_channels
 from tvm_dynprune.kernels.global_average import GlobalAverage, global_average
 from tvm_dynprune.kernels.window import Window, pack_depthwise_weight, window
+from tvm_dynprune.passes.activations import parse_activation
 from tvm_dynprune.passes.composite import CompositeCall
-from tvm_dynprune.passes.conv2d_spec import parse_activation
 from tvm_dynprune.passes.dataflow import constant_of, shape_of
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from tvm_dynprune.passes.add_by_kernel_twins import AddByKernelTwins
 from tvm_dynprune.passes.add_dense_twin import AddDenseTwin
 from tvm_dynprune.passes.annotate_open import AnnotateOpen
 from tvm_dynprune.passes.apply_schedules import ApplySchedules
+from tvm_dynprune.passes.canonicalize_clip import CanonicalizeClip
 from tvm_dynprune.passes.canonicalize_pooling import CanonicalizePooling
 from tvm_dynprune.passes.choose_algorithm import ChooseAlgorithm
 from tvm_dynprune.passes.choose_lowering import ChooseLowering
@@ -37,6 +38,7 @@ def simplify_passes() -> list[tvm.transform.Pass]:
     return [
         relax.transform.CanonicalizeBindings(),  # importers' tuples and aliases hide data flow
         relax.transform.FoldConstant(),  # reshaped biases become constants
+        CanonicalizeClip(),
         FoldBatchNorm,
         MultiplyByReciprocal,
         CanonicalizePooling,

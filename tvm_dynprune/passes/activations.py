@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recognise activations: elementwise functions of one tensor, in one step or several.
+
+Importers write ``x * sigmoid(x)`` for SiLU, ``x * clip(x + 3, 0, 6) / 6`` for hard swish, and five
+steps for Mish. What counts is that all of it is computed elementwise from one tensor and numbers.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.ir import Expr
+from tvm.relax import Var
+from tvm_ffi import structural_equal
+
+from tvm_dynprune.kernels.activation import OPERATORS, Activation, Formula
+from tvm_dynprune.passes.dataflow import Dataflow, constant_of, op_name, operands, shape_of
+
+_MOST_STEPS = 16
+
+
+@dataclass(frozen=True)
+class ActivationSteps:
+    """The bindings by which a function of `source` is computed, the last of which is its result."""
+
+    source: Var
+    steps: tuple[Var, ...]
+    formula: Any  # see `Formula`
+
+    @property
+    def result(self) -> Var:
+        """The variable that holds the activation."""
+        return self.steps[-1]
+
+    @property
+    def label(self) -> str:
+        """The step of an epilogue: relu, clip:LOW:HIGH or formula:TEXT."""
+        match self.formula:
+            case ["nn.relu", "x"]:
+                return "relu"
+            case ["clip", "x", low, high]:
+                return f"clip:{low}:{high}"
+        return f"formula:{json.dumps(self.formula)}"
+
+    @property
+    def keeps_zero(self) -> bool:
+        """Whether 0 surely stays 0, so that a closed channel's zeros need not be computed."""
+        return _keeps_zero(self.formula)
+
+
+def activation_of(flow: Dataflow, var: Var) -> ActivationSteps | None:
+    """The activation whose result is `var`, as far back as it goes; None if it is none.
+
+    Nobody but its own steps reads its source and what lies between.
+    """
+    if shape_of(var) is None or str(var.ty.dtype) != "float32" or var not in flow.definition:
+        return None
+    found = None
+    # From the nearest tensor that it can be a function of to the farthest.
+    steps: list[Var] = [var]
+    while len(steps) <= _MOST_STEPS:
+        reads = {v for step in steps for v in operands(flow.definition[step])} - set(steps)
+        if not all(_is_step(flow, step) for step in steps):
+            return found
+        if len(reads) == 1:
+            (source,) = reads
+            if structural_equal(source.ty, var.ty) and _is_private(flow, source, steps):
+                ordered = tuple(sorted(steps, key=flow.position.__getitem__))
+                found = ActivationSteps(source, ordered, _formula(flow, var, source))
+        # The last one computed: it may read the others.
+        latest = max(reads, key=lambda v: flow.position.get(v, -1), default=None)
+        if latest is None or latest not in flow.definition:
+            return found
+        steps.append(latest)
+    return found
+
+
+def parse_activation(label: str) -> Activation | Formula:
+    """The activation that an epilogue step names."""
+    kind, _, rest = label.partition(":")
+    if kind == "relu":
+        return Activation(0.0, None)
+    if kind == "formula":
+        return Formula(rest)
+    low, high = rest.split(":")
+    return Activation(float(low), float(high))
+
+
+def is_never_zero(label: str) -> bool:
+    """Whether an epilogue step's result is never 0, so that it closes nothing."""
+    return label in ('formula:["sigmoid", "x"]', 'formula:["exp", "x"]')
+
+
+def _is_step(flow: Dataflow, var: Var) -> bool:
+    value = flow.definition[var]
+    return op_name(value) in OPERATORS and all(
+        shape_of(a) == shape_of(var) if isinstance(a, Var) else _number(a) is not None
+        for a in value.args
+    )
+
+
+def _is_private(flow: Dataflow, source: Var, steps: list[Var]) -> bool:
+    inner = {source, *steps[1:]}
+    return not inner & flow.outputs and all(set(flow.users[v]) <= set(steps) for v in inner)
+
+
+def _number(expr: Expr) -> float | None:
+    """The one number that a constant or a bound of a clip is."""
+    value = constant_of(expr)
+    if value is not None:
+        return float(value.reshape(())) if value.size == 1 else None
+    bound = getattr(expr, "value", None)
+    return float(bound) if isinstance(bound, int | float) else None
+
+
+def _formula(flow: Dataflow, expr: Expr, source: Var) -> Any:
+    if expr.same_as(source):
+        return "x"
+    number = _number(expr)
+    if number is not None:
+        return number
+    value = flow.definition[expr]
+    name, arguments = op_name(value), [_formula(flow, a, source) for a in value.args]
+    if name == "nn.leakyrelu":
+        arguments.append(float(value.attrs.alpha))
+    return _simplified([name, *arguments])
+
+
+def _simplified(formula: list) -> list:
+    """A clip of a clip is one, and a maximum or minimum with a number is a clip too."""
+    infinity = float("inf")
+    match formula:
+        case ["maximum" | "minimum" as name, a, b] if isinstance(a, float) or isinstance(b, float):
+            bound, x = (a, b) if isinstance(a, float) else (b, a)
+            bounds = [bound, infinity] if name == "maximum" else [-infinity, bound]
+            return _simplified(["clip", x, *bounds])
+        case ["nn.relu", ["clip", *_] as clip]:
+            return _simplified(["clip", clip, 0.0, infinity])
+        case ["clip", ["nn.relu", x], low, high]:
+            return _simplified(["clip", ["clip", x, 0.0, infinity], low, high])
+        case ["clip", ["clip", x, low, high], lower, higher]:
+            bounds = [min(max(bound, lower), higher) for bound in (low, high)]
+            return _simplified(["clip", x, *bounds])
+        case ["clip", x, 0.0, high] if high == infinity:
+            return ["nn.relu", x]
+    return formula
+
+
+def _keeps_zero(formula: Any) -> bool:
+    match formula:
+        case "x":
+            return True
+        case ["multiply", a, b]:
+            return _keeps_zero(a) or _keeps_zero(b)
+        case ["clip", x, low, high]:
+            return _keeps_zero(x) and low <= 0 <= high
+        case ["nn.relu" | "nn.silu" | "nn.gelu" | "nn.gelu_tanh" | "tanh" | "negative" | "abs", x]:
+            return _keeps_zero(x)
+        case ["nn.leakyrelu", x, _]:
+            return _keeps_zero(x)
+        case ["add" | "subtract" | "maximum" | "minimum", a, b]:
+            return _keeps_zero(a) and _keeps_zero(b)
+        case ["divide", a, float(b)]:
+            return _keeps_zero(a) and b != 0
+    return False
