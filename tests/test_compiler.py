@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.kernels.util import quick_host
 from tvm_dynprune.compiler import compile
 from tvm_dynprune.errors import (
     ModelError,
@@ -20,9 +21,8 @@ from tvm_dynprune.frontend.model import Model, load_model
 from tvm_dynprune.nn.export import write_exported
 from tvm_dynprune.passes.instruments import Timer
 from tvm_dynprune.runtime import Session
-from tvm_dynprune.soc import load_soc
 
-SOC = load_soc("host")
+SOC = quick_host()
 
 
 class SqueezeAndExcite(nn.Module):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_cli import assert_one_line, run
+from tests.test_cli import assert_one_line, run, run_here
 from tvm_dynprune.bench.calibrate import choose_points, choose_within, sweep_thresholds
 from tvm_dynprune.data import LabelledImages
 from tvm_dynprune.errors import ArtifactError, UserError
@@ -125,10 +125,14 @@ def test_command_line(copied: Artifact, class_folders: Path, tmp_path: Path) -> 
 
 def test_mistakes(copied: Artifact, class_folders: Path) -> None:
     where = copied.path
-    assert_one_line(run("calibrate", where), "--data DIR or --points FILE")
+    assert_one_line(run_here("calibrate", where), "--data DIR or --points FILE")
     data = ["--data", class_folders]
-    assert_one_line(run("calibrate", where, *data, "--split", "all"), "--split all: test, train")
-    assert_one_line(run("calibrate", where, *data, "--max-macs", "1.5"), "above 0 and at most 1")
-    assert_one_line(run("run", where, *data, "--point", "fast"), "no operating point 'fast'")
+    assert_one_line(
+        run_here("calibrate", where, *data, "--split", "all"), "--split all: test, train"
+    )
+    assert_one_line(
+        run_here("calibrate", where, *data, "--max-macs", "1.5"), "above 0 and at most 1"
+    )
+    assert_one_line(run_here("run", where, *data, "--point", "fast"), "no operating point 'fast'")
     both = [*data, "--point", "fast", "--threshold", "0"]
-    assert_one_line(run("run", where, *both), "give one")
+    assert_one_line(run_here("run", where, *both), "give one")

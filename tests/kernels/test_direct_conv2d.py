@@ -22,7 +22,8 @@ from tests.kernels.util import (
     unwritten,
     unwritten_pool,
 )
-from tvm_dynprune.kernels.activation import Activation
+from tests.pairwise import pairwise
+from tvm_dynprune.kernels.activation import Activation, Formula
 from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
 from tvm_dynprune.kernels.conv2d_closed import conv2d_closed
 from tvm_dynprune.kernels.direct_conv2d import direct_conv2d, pack_direct_weight
@@ -32,6 +33,7 @@ from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.kernels.tir_pipeline import TIR_PIPELINE
 from tvm_dynprune.soc import load_soc
 
+SILU = Formula('["multiply", "x", ["sigmoid", "x"]]')
 RELU, RELU6 = Activation(0.0, None), Activation(0.0, 6.0)
 
 
@@ -49,10 +51,10 @@ class Case:
     batch: int = 1
     lanes: int = 8
     bias: bool = True
-    before: Activation | None = None
+    before: Activation | Formula | None = None
     scale: bool = False
     residual: bool = False
-    after: Activation | None = None
+    after: Activation | Formula | None = None
     open_in: bool = False
     unit_in: int = 1
     visit: str = "all"
@@ -173,7 +175,9 @@ class Convolution:
         return y.astype("float32")
 
 
-def _activated(y: np.ndarray, activation: Activation | None) -> np.ndarray:
+def _activated(y: np.ndarray, activation: Activation | Formula | None) -> np.ndarray:
+    if activation is SILU:
+        return y / (1 + np.exp(-y))
     return y if activation is None else np.clip(y, activation.low, activation.high)
 
 
@@ -221,19 +225,22 @@ def test_kernel_sizes_and_paddings(kernel, pad):
     check(Case(kernel=kernel, pad=pad, open_in=True))
 
 
-@pytest.mark.parametrize("visit", ["all", "blocks"])
-@pytest.mark.parametrize(("residual", "fill"), [(False, False), (False, True), (True, True)])
-@pytest.mark.parametrize("size", [(9, 14), (2, 2)])  # of several parts, and of several vectors
-@pytest.mark.parametrize(("batch", "registers"), [(1, 16), (2, 32)])
+@pytest.mark.parametrize(
+    *pairwise(
+        visit=["all", "blocks"],
+        residual__fill=[(False, False), (False, True), (True, True)],
+        size=[(9, 14), (2, 2)],  # of several parts, and of several vectors
+        batch__registers=[(1, 16), (2, 32)],
+    )
+)
 def test_pooling_on_the_way(visit, residual, fill, size, batch, registers):
     case = Case(c_out=40, size=size, batch=batch, visit=visit, residual=residual, fill=fill)
     check(replace(case, scale=True, after=RELU, pools=True, registers=registers))
 
 
-@pytest.mark.parametrize("pools", [False, True])
-@pytest.mark.parametrize("size", [(9, 14), (2, 2)])
-@pytest.mark.parametrize("after", [None, RELU])
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    *pairwise(pools=[False, True], size=[(9, 14), (2, 2)], after=[None, RELU], batch=[1, 2])
+)
 def test_writing_over_the_residual(pools, size, after, batch):
     case = Case(c_out=40, size=size, batch=batch, visit="blocks", residual=True, after=after)
     check(replace(case, open_in=True, unit_in=8, pools=pools, in_place=True))
@@ -255,14 +262,18 @@ def test_channel_counts_that_are_no_multiple_of_the_lanes(c_in, c_out, visit):
     check(Case(c_in=c_in, c_out=c_out, visit=visit, open_in=True, fill=visit == "gather"))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (2, 4), (3, 3), (1, 17), (17, 30)])
-@pytest.mark.parametrize("visit", ["all", "blocks"])
-@pytest.mark.parametrize("c_out", [16, 40])
-def test_pairs_of_blocks_and_single_ones(size, visit, c_out):
-    for registers in (16, 32):
-        case = Case(c_out=c_out, size=size, visit=visit, open_in=True, registers=registers)
-        assert case.spec.pairs == (c_out > case.spec.y.lanes)
-        check(case)
+@pytest.mark.parametrize(
+    *pairwise(
+        size=[(1, 1), (2, 2), (2, 4), (3, 3), (1, 17), (17, 30)],
+        visit=["all", "blocks"],
+        c_out=[16, 40],
+        registers=[16, 32],
+    )
+)
+def test_pairs_of_blocks_and_single_ones(size, visit, c_out, registers):
+    case = Case(c_out=c_out, size=size, visit=visit, open_in=True, registers=registers)
+    assert case.spec.pairs == (c_out > case.spec.y.lanes)
+    check(case)
 
 
 @pytest.mark.parametrize(
@@ -291,10 +302,12 @@ def test_orders_of_the_reduction(c_in, size, unit_in, order, visit):
 
 
 @pytest.mark.parametrize(
-    ("c_in", "unit_in", "open_in"), [(40, 1, True), (36, 4, True), (21, 1, False)]
+    *pairwise(
+        c_in__unit_in__open_in=[(40, 1, True), (36, 4, True), (21, 1, False)],
+        size=[(2, 2), (3, 5), (9, 8)],
+        visit=["all", "blocks", "gather"],
+    )
 )
-@pytest.mark.parametrize("size", [(2, 2), (3, 5), (9, 8)])
-@pytest.mark.parametrize("visit", ["all", "blocks", "gather"])
 def test_channels_by_chunks_with_few_registers(c_in, unit_in, open_in, size, visit):
     case = Case(c_in=c_in, c_out=24, size=size, visit=visit, unit_in=unit_in, open_in=open_in)
     case = replace(case, registers=16)
@@ -313,6 +326,7 @@ def test_channels_by_chunks_with_few_registers(c_in, unit_in, open_in, size, vis
         {"residual": True, "after": RELU},
         {"before": RELU6, "scale": True, "residual": True, "after": RELU6},
         {"after": Activation(-1.0, None), "residual": True, "bias": False},
+        {"before": SILU, "scale": True, "residual": True, "after": SILU},
     ],
     ids=lambda e: "-".join(e),
 )
@@ -321,21 +335,29 @@ def test_epilogues(epilogue, visit):
     check(Case(visit=visit, unit=2, fill=True, **epilogue))
 
 
-@pytest.mark.parametrize("fill", [False, True])
-@pytest.mark.parametrize("unit", [1, 2, 4, 8])
-@pytest.mark.parametrize(("batch", "permuted"), [(1, True), (3, True), (3, False)])
+@pytest.mark.parametrize(
+    *pairwise(
+        fill=[False, True],
+        unit=[1, 2, 4, 8],
+        batch__permuted=[(1, True), (3, True), (3, False)],
+    )
+)
 def test_gather_units(unit, fill, batch, permuted):
     case = Case(c_out=24, visit="gather", unit=unit, fill=fill, batch=batch, open_in=True)
     check(replace(case, permutes=permuted))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (5, 4), (17, 18)])  # the last in parts of pixels
-@pytest.mark.parametrize("c_out", [136, 200])  # the others in parts of output channels
-@pytest.mark.parametrize("unit_in", [1, 8])
-def test_gathering_in_parts(size, c_out, unit_in):
+@pytest.mark.parametrize(
+    *pairwise(
+        size=[(1, 1), (2, 2), (5, 4), (17, 18)],  # the last in parts of pixels
+        c_out=[136, 200],  # the others in parts of output channels
+        unit_in=[1, 8],
+        registers=[16, 32],
+    )
+)
+def test_gathering_in_parts(size, c_out, unit_in, registers):
     case = Case(c_in=40, c_out=c_out, size=size, visit="gather", open_in=True, unit_in=unit_in)
-    for registers in (16, 32):
-        check(replace(case, registers=registers))
+    check(replace(case, registers=registers))
 
 
 @pytest.mark.parametrize("fill", [False, True])
@@ -344,25 +366,37 @@ def test_blocks(fill, batch):
     check(Case(c_out=32, visit="blocks", fill=fill, batch=batch, open_in=True))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 4)])
-@pytest.mark.parametrize(("c_in", "unit_in"), [(32, 8), (24, 1), (20, 2), (3, 1), (24, 24)])
-@pytest.mark.parametrize(("c_out", "batch"), [(40, 1), (21, 3)])
+@pytest.mark.parametrize(
+    *pairwise(
+        size=[(1, 1), (2, 2), (3, 4)],
+        c_in__unit_in=[(32, 8), (24, 1), (20, 2), (3, 1), (24, 24)],
+        c_out__batch=[(40, 1), (21, 3)],
+    )
+)
 def test_few_pixels_of_listed_inputs(size, c_in, unit_in, c_out, batch):
     case = Case(size=size, c_in=c_in, unit_in=unit_in, c_out=c_out, batch=batch, open_in=True)
     check(case)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 3)])
-@pytest.mark.parametrize(("unit_in", "open_in"), [(8, True), (1, True), (8, False)])
-@pytest.mark.parametrize("visit", ["all", "blocks"])
+@pytest.mark.parametrize(
+    *pairwise(
+        size=[(1, 1), (2, 2), (1, 3)],
+        unit_in__open_in=[(8, True), (1, True), (8, False)],
+        visit=["all", "blocks"],
+    )
+)
 def test_few_pixels_of_several_blocks_together(size, unit_in, open_in, visit):
     case = Case(size=size, c_in=24, unit_in=unit_in, open_in=open_in, c_out=104, visit=visit)
     check(replace(case, registers=32, batch=3, fill=True, scale=True))
 
 
-@pytest.mark.parametrize("visit", ["all", "blocks", "gather", "group"])
-@pytest.mark.parametrize(("c_in", "unit_in"), [(16, 4), (16, 1), (15, 4)])
-@pytest.mark.parametrize("open_in", [False, True])
+@pytest.mark.parametrize(
+    *pairwise(
+        visit=["all", "blocks", "gather", "group"],
+        c_in__unit_in=[(16, 4), (16, 1), (15, 4)],
+        open_in=[False, True],
+    )
+)
 def test_products_by_lane(visit, c_in, unit_in, open_in):
     case = Case(c_in=c_in, unit_in=unit_in, open_in=open_in, visit=visit, lanes=4, by_lane=True)
     check(replace(case, registers=32, stride=(2, 1), batch=2 if visit != "group" else 1))

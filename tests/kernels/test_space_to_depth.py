@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.kernels.util import assert_close, compiled, plain, random, unwritten
+from tests.pairwise import pairwise
 from tvm_dynprune.kernels.blocking import Affine
 from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
 from tvm_dynprune.kernels.feature_map import FeatureMap
@@ -80,19 +81,25 @@ def test_side_of_the_kernel_over_squares(kernel: int, pad: int, side: int) -> No
     assert kernel_after(kernel, pad) == side
 
 
-@pytest.mark.parametrize(("kernel", "pad"), [(5, 0), (5, 1), (5, 2), (6, 2), (7, 2), (7, 3)])
-@pytest.mark.parametrize("size", [(16, 16), (15, 22), (9, 11), (79, 101)])
-@pytest.mark.parametrize(("channels", "batch"), [(3, 1), (1, 2)])
+@pytest.mark.parametrize(
+    *pairwise(
+        kernel__pad=[(5, 0), (5, 1), (5, 2), (6, 2), (7, 2), (7, 3)],
+        size=[(16, 16), (15, 22), (9, 11), (79, 101)],
+        channels__batch=[(3, 1), (1, 2)],
+    )
+)
 def test_strided_convolution(
     kernel: int, pad: int, size: tuple[int, int], channels: int, batch: int
 ) -> None:
     check_strided(convolution(size, kernel, pad, channels, batch))
 
 
-@pytest.mark.parametrize("channels", [3, 1])
-@pytest.mark.parametrize(("kernel", "pad"), [(7, 3), (5, 2)])
 @pytest.mark.parametrize(
-    ("lanes", "how"), [(8, {"pools": True}), (4, {"registers": 32, "by_lane": True})]
+    *pairwise(
+        channels=[3, 1],
+        kernel__pad=[(7, 3), (5, 2)],
+        lanes__how=[(8, {"pools": True}), (4, {"registers": 32, "by_lane": True})],
+    )
 )
 def test_strided_convolution_of_few_lanes(
     lanes: int, how: dict, kernel: int, pad: int, channels: int

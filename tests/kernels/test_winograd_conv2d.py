@@ -24,6 +24,7 @@ from tests.kernels.util import (
     unwritten,
     unwritten_pool,
 )
+from tests.pairwise import pairwise
 from tvm_dynprune.kernels.activation import Activation
 from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
 from tvm_dynprune.kernels.feature_map import FeatureMap
@@ -130,26 +131,22 @@ def test_sizes(m: int, size: tuple[int, int]) -> None:
     check(convolution(size), m)
 
 
-@pytest.mark.parametrize("size", [(33, 40), (30, 71), (36, 31)])
-@pytest.mark.parametrize("sides", ["dense", "both"])
-@pytest.mark.parametrize("registers", [16, 32])
+@pytest.mark.parametrize(
+    *pairwise(size=[(33, 40), (30, 71), (36, 31)], sides=["dense", "both"], registers=[16, 32])
+)
 def test_planes_of_several_strips(size: tuple[int, int], sides: str, registers: int) -> None:
     spec = convolution(size, open_in=sides == "both", registers=registers)
     check(replace(spec, visit="blocks" if sides == "both" else "all"), 4, "mixed")
 
 
-@pytest.mark.parametrize("m", [2, 4])
-@pytest.mark.parametrize("size", [(33, 40), (30, 71), (36, 31)])
 @pytest.mark.parametrize(
-    ("pad", "halo", "visit", "open_in"),
-    [
-        (0, 0, "all", False),
-        (0, 0, "blocks", True),
-        (1, 1, "all", True),
-        (1, 1, "blocks", False),
-        (1, 2, "all", False),
-        (1, 2, "blocks", True),
-    ],
+    *pairwise(
+        m=[2, 4],
+        size=[(33, 40), (30, 71), (36, 31)],
+        pad__halo=[(0, 0), (1, 1), (1, 2)],
+        visit=["all", "blocks"],
+        open_in=[False, True],
+    )
 )
 def test_input_of_one_block_is_transformed_strip_by_strip(
     m, size, pad, halo, visit, open_in
@@ -160,11 +157,15 @@ def test_input_of_one_block_is_transformed_strip_by_strip(
     check(spec, m, "mixed")
 
 
-@pytest.mark.parametrize("m", [2, 4])
-@pytest.mark.parametrize("size", [(61, 66), (63, 71)])  # the last strip is lower, or not
-@pytest.mark.parametrize(("pad", "halo"), [(0, 0), (1, 2)])
-@pytest.mark.parametrize("listed", [False, True])
-@pytest.mark.parametrize("registers", [16, 32])
+@pytest.mark.parametrize(
+    *pairwise(
+        m=[2, 4],
+        size=[(61, 66), (63, 71)],  # the last strip is lower, or not
+        pad__halo=[(0, 0), (1, 2)],
+        listed=[False, True],
+        registers=[16, 32],
+    )
+)
 def test_many_input_blocks_strip_by_strip(m, size, pad, halo, listed, registers) -> None:
     spec = convolution(size, pad, halo, batch=2, channels=(24, 40), registers=registers, pools=True)
     spec = replace(spec, open_in=listed, visit="blocks" if listed else "all")
@@ -182,18 +183,20 @@ def test_strips_are_shared_equally_by_two_threads(channels, parts) -> None:
     check(spec, 4, "mixed")
 
 
-@pytest.mark.parametrize("m", [2, 4])
-@pytest.mark.parametrize("size", [(7, 6), (36, 31)])
-@pytest.mark.parametrize("visit", ["all", "blocks"])
-@pytest.mark.parametrize(("batch", "registers"), [(1, 16), (2, 32)])
+@pytest.mark.parametrize(
+    *pairwise(
+        m=[2, 4],
+        size=[(7, 6), (36, 31)],
+        visit=["all", "blocks"],
+        batch__registers=[(1, 16), (2, 32)],
+    )
+)
 def test_pooling_on_the_way(m, size, visit, batch, registers) -> None:
     spec = convolution(size, batch=batch, visit=visit, pools=True, registers=registers)
     check(spec, m, "mixed")
 
 
-@pytest.mark.parametrize("m", [2, 4])
-@pytest.mark.parametrize("size", [(7, 6), (36, 31)])
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(*pairwise(m=[2, 4], size=[(7, 6), (36, 31)], batch=[1, 2]))
 def test_writing_over_the_residual(m, size, batch) -> None:
     spec = convolution(size, batch=batch, visit="blocks", in_place=True)
     check(replace(spec, residual=spec.y), m, "mixed")
@@ -211,29 +214,30 @@ def test_padding_and_a_halo_that_others_need(m: int, pad: int, halo: int) -> Non
     check(convolution((9, 6), pad, halo), m)
 
 
-@pytest.mark.parametrize("m", [2, 4])
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("sides", ["in", "out", "both"])
-@pytest.mark.parametrize("registers", [16, 32])
+@pytest.mark.parametrize(
+    *pairwise(m=[2, 4], batch=[1, 3], sides=["in", "out", "both"], registers=[16, 32])
+)
 def test_open_sets(m: int, batch: int, sides: str, registers: int) -> None:
     spec = convolution(batch=batch, channels=(24, 40), open_in=sides != "out", registers=registers)
     check(replace(spec, visit="all" if sides == "in" else "blocks"), m, *OPENNESS)
 
 
-@pytest.mark.parametrize("m", [2, 4])
-@pytest.mark.parametrize("open_in", [False, True])
-@pytest.mark.parametrize("visit", ["all", "blocks", "gather"])
+@pytest.mark.parametrize(
+    *pairwise(m=[2, 4], open_in=[False, True], visit=["all", "blocks", "gather"])
+)
 def test_products_by_lane(m, open_in, visit) -> None:
     spec = convolution(open_in=open_in, visit=visit, by_lane=True, registers=32)
     assert "T.Shuffle" in winograd_conv2d(Winograd(spec, m)).script()
     check(spec, m, "mixed" if open_in or visit != "all" else "open")
 
 
-@pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize(
-    ("sums", "strip_tiles", "channels_at_once"), [(1, 1, 1), (5, 8, 16), (12, 256, 64)]
+    *pairwise(
+        quick=[False, True],
+        sums__strip_tiles__channels_at_once=[(1, 1, 1), (5, 8, 16), (12, 256, 64)],
+        visit=["blocks", "gather"],
+    )
 )
-@pytest.mark.parametrize("visit", ["blocks", "gather"])
 def test_schedules(sums, strip_tiles, channels_at_once, quick, visit) -> None:
     schedule = Schedule(
         quick_weights=quick, sums=sums, strip_tiles=strip_tiles, channels_at_once=channels_at_once
@@ -243,9 +247,7 @@ def test_schedules(sums, strip_tiles, channels_at_once, quick, visit) -> None:
     check(spec, 2, "mixed")
 
 
-@pytest.mark.parametrize("m", [2, 4])
-@pytest.mark.parametrize("unit_in", [2, LANES])
-@pytest.mark.parametrize("visit", ["all", "blocks"])
+@pytest.mark.parametrize(*pairwise(m=[2, 4], unit_in=[2, LANES], visit=["all", "blocks"]))
 def test_quick_weights_are_transformed_at_compile_time(m, unit_in, visit) -> None:
     spec = convolution(open_in=True, unit_in=unit_in, visit=visit)
     assert not Winograd(spec, m).packs_transformed
@@ -255,10 +257,12 @@ def test_quick_weights_are_transformed_at_compile_time(m, unit_in, visit) -> Non
 
 
 @pytest.mark.parametrize(
-    ("m", "size"), [(2, (4, 4)), (2, (5, 7)), (4, (3, 3)), (4, (7, 6)), (4, (14, 13))]
+    *pairwise(
+        m__size=[(2, (4, 4)), (2, (5, 7)), (4, (3, 3)), (4, (7, 6)), (4, (14, 13))],
+        unit_in=[2, LANES],
+        batch=[1, 2],
+    )
 )
-@pytest.mark.parametrize("unit_in", [2, LANES])
-@pytest.mark.parametrize("batch", [1, 2])
 def test_weights_that_are_transformed_in_registers(m, size, unit_in, batch) -> None:
     channels = (96, 24)  # more than are transformed at once
     spec = convolution(size, batch=batch, channels=channels, open_in=True, unit_in=unit_in)
@@ -268,10 +272,9 @@ def test_weights_that_are_transformed_in_registers(m, size, unit_in, batch) -> N
     check(spec, m, *OPENNESS)
 
 
-@pytest.mark.parametrize("m", [2, 4])
-@pytest.mark.parametrize("size", [(4, 4), (7, 6), (31, 35)])
-@pytest.mark.parametrize("unit_in", [1, LANES])
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    *pairwise(m=[2, 4], size=[(4, 4), (7, 6), (31, 35)], unit_in=[1, LANES], batch=[1, 2])
+)
 def test_output_channels_that_open_one_by_one(m, size, unit_in, batch) -> None:
     channels = (24, 43)
     spec = convolution(size, batch=batch, channels=channels, open_in=True, unit_in=unit_in)
@@ -285,10 +288,9 @@ def test_epilogue_of_channels_that_open_one_by_one(m: int) -> None:
     check(spec, m, "mixed")
 
 
-@pytest.mark.parametrize("m", [2, 4])
-@pytest.mark.parametrize("unit_in", [1, 2, 4])
-@pytest.mark.parametrize("size", [(4, 4), (7, 6), (31, 35)])
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    *pairwise(m=[2, 4], unit_in=[1, 2, 4], size=[(4, 4), (7, 6), (31, 35)], batch=[1, 2])
+)
 def test_input_channels_that_open_one_by_one(m, unit_in, size, batch) -> None:
     check(convolution(size, batch=batch, open_in=True, unit_in=unit_in), m, *OPENNESS)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.kernels.util import quick_host
 from tests.nn.small_networks import Chain, Inverted, Residual, decide, executed
 from tests.nn.util import config, write_data
 from tvm_dynprune.compiler import compile
@@ -24,7 +25,6 @@ from tvm_dynprune.nn.macs import count_macs
 from tvm_dynprune.nn.networks import NETWORKS, NetworkSpec, build_network
 from tvm_dynprune.nn.train import train
 from tvm_dynprune.runtime.session import Session
-from tvm_dynprune.soc import load_soc
 
 
 class TwoBlocks(nn.Module):
@@ -140,7 +140,7 @@ def compiled(gated: nn.Module, folder: Path, lowering: str, batch: int) -> Sessi
             return [gated(torch.from_numpy(x)).numpy()]
 
     imported = Model("blocks", from_exported(program, batch=batch), reference)
-    return Session(compile(imported, load_soc("host"), folder / "a", lowering=lowering))
+    return Session(compile(imported, quick_host(), folder / "a", lowering=lowering))
 
 
 @pytest.mark.parametrize(

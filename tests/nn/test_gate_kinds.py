@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.kernels.util import quick_host
 from tests.nn.util import config, write_data
 from tvm_dynprune.compiler import compile
 from tvm_dynprune.frontend import from_exported
@@ -29,7 +30,6 @@ from tvm_dynprune.nn.macs import count_macs, plan_macs
 from tvm_dynprune.nn.networks import build_network
 from tvm_dynprune.nn.train import train
 from tvm_dynprune.runtime.session import Session
-from tvm_dynprune.soc import load_soc
 
 CHANNEL_GATES = [kind for kind in GATES if kind != BLOCK]  # those of blocks: test_block_gates
 X = torch.rand(5, 32, 6, 7, generator=torch.Generator().manual_seed(1))
@@ -131,7 +131,7 @@ def test_compiled_as_masked_and_counted_alike(kind: str, tmp_path: Path) -> None
             return [model(torch.from_numpy(x)).numpy()]
 
     imported = Model("fashion_cnn", from_exported(program), reference)
-    session = Session(compile(imported, load_soc("host"), tmp_path / "a", lowering="indexed"))
+    session = Session(compile(imported, quick_host(), tmp_path / "a", lowering="indexed"))
     x = np.random.default_rng(3).random((6, 1, 28, 28), dtype="float32")
     got, (wanted,) = session.run(x), reference(x)
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())

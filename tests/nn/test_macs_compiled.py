@@ -10,6 +10,7 @@ import torch
 import tvm
 from torch import nn
 
+from tests.kernels.util import quick_host
 from tests.nn.small_networks import Chain, Fire, Inverted, Residual, decide, executed
 from tvm_dynprune.compiler import compile
 from tvm_dynprune.frontend import from_exported
@@ -25,7 +26,6 @@ from tvm_dynprune.passes.expose_gates import gate_infos
 from tvm_dynprune.passes.layer_macs import layer_macs
 from tvm_dynprune.runtime.macs import executed_macs
 from tvm_dynprune.runtime.session import Session
-from tvm_dynprune.soc import load_soc
 
 
 def pixels(count: int, *shape: int) -> np.ndarray:
@@ -44,7 +44,7 @@ def test_session_counts_as_we_do(tmp_path: Path) -> None:
         return [program.module()(torch.from_numpy(x)).detach().numpy()]
 
     imported = Model("fashion_cnn", from_exported(program), reference)
-    session = Session(compile(imported, load_soc("host"), tmp_path / "a", lowering="indexed"))
+    session = Session(compile(imported, quick_host(), tmp_path / "a", lowering="indexed"))
     x = pixels(6, 1, 28, 28)
     session.run(x)
     wanted = count_macs(model, torch.from_numpy(x)).executed_total

@@ -4,11 +4,11 @@ import pytest
 import tvm
 from tvm import relax
 
+from tests.kernels.util import quick_host
 from tests.passes.graphs import CASES
 from tests.passes.util import Graph, assert_promises, assert_unchanged
 from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.merge_small_kernels import MergeSmallKernels
-from tvm_dynprune.soc import load_soc
 
 PASSES = pipeline.build_passes()
 PLACE = [pass_.info.name for pass_ in PASSES].index("MergeSmallKernels")
@@ -16,14 +16,14 @@ PLACE = [pass_.info.name for pass_ in PASSES].index("MergeSmallKernels")
 
 def before_merging(graph: tvm.IRModule, lowering: str = "indexed") -> tvm.IRModule:
     """The module as the pass gets it."""
-    soc = load_soc("host")
+    soc = quick_host()
     with soc.tvm_target():
         return tvm.transform.Sequential(PASSES[:PLACE])(pipeline.optimize(graph, soc, lowering))
 
 
 def results(mod: tvm.IRModule, arguments: list[np.ndarray]) -> list[np.ndarray]:
     """What the module computes; the passes that come after this one are run on it."""
-    target = load_soc("host").tvm_target()
+    target = quick_host().tvm_target()
     with target:
         mod = tvm.transform.Sequential(PASSES[PLACE + 1 :])(mod)
         built = relax.build(mod, target, relax_pipeline=tvm.transform.Sequential([]))

@@ -6,11 +6,11 @@ import pytest
 import tvm
 from tvm import relax
 
+from tests.kernels.util import quick_host
 from tests.passes.graphs import CASES
 from tests.passes.util import Graph, assert_promises, composites, ops, run
 from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.instruments import CheckWellFormed, Timer
-from tvm_dynprune.soc import load_soc
 
 SHAPE = (1, 16, 6, 6)
 
@@ -20,7 +20,7 @@ def graph() -> tvm.IRModule:
 
 
 def machine(mod: tvm.IRModule) -> relax.VirtualMachine:
-    return relax.VirtualMachine(pipeline.build(mod, load_soc("host")), tvm.cpu())
+    return relax.VirtualMachine(pipeline.build(mod, quick_host()), tvm.cpu())
 
 
 def test_annotate_keeps_its_input_and_runs_twice():
@@ -37,7 +37,7 @@ def test_annotate_keeps_its_input_and_runs_twice():
 @pytest.mark.parametrize("lowering", ["auto", "dense", "if", "indexed"])
 def test_optimize_and_build_make_network_and_twin(lowering):
     before, x = graph(), np.random.default_rng(0).standard_normal(SHAPE).astype("float32")
-    network = machine(pipeline.optimize(before, load_soc("host"), lowering))
+    network = machine(pipeline.optimize(before, quick_host(), lowering))
     thresholds = np.zeros(2, "float32")
     out, opened = network["main"](*map(tvm.runtime.tensor, (x, thresholds)))
     (expected,) = run(before, x)
@@ -51,7 +51,7 @@ def test_optimize_and_build_make_network_and_twin(lowering):
 
 
 def test_the_vm_allocates_results_and_calls_one_kernel():
-    soc = load_soc("host")
+    soc = quick_host()
     text = pipeline.build(pipeline.optimize(graph(), soc, "indexed"), soc).as_text()
     calls = {
         name: re.findall(r"call  (\S+)", body)
@@ -69,7 +69,7 @@ def test_the_vm_allocates_results_and_calls_one_kernel():
 
 def test_calibration_makes_a_layer_dense():
     annotated = pipeline.annotate(graph(), twin=False)
-    soc = load_soc("host")
+    soc = quick_host()
     mod, lowered = (
         pipeline.lower(pipeline.choose(annotated, soc, "auto", products), soc)
         for products in ({"first": 1.0}, None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tvm
 
-from tests.test_cli import assert_one_line, run
+from tests.test_cli import assert_one_line, run, run_here
 from tvm_dynprune import cli_tune
 from tvm_dynprune.compiler import choose_kernels
 from tvm_dynprune.errors import UserError
@@ -73,17 +73,19 @@ def test_the_kernels_are_those_that_were_recorded(log: Path, onnx_file: Path) ->
 
 
 def test_mistakes_are_one_line(log: Path, onnx_file: Path, tmp_path: Path) -> None:
-    assert_one_line(run("tune", onnx_file), "say when to stop")
-    assert_one_line(run("tune", onnx_file, "--trials", 9, "--out", log), "exists")
-    assert_one_line(run("tune", onnx_file, "--trials", 9, "--soc", "raspberry-pi-5"), "lacks")
-    lonely = run("tune", onnx_file, "--trials", 9, "--key", "phone")
+    assert_one_line(run_here("tune", onnx_file), "say when to stop")
+    assert_one_line(run_here("tune", onnx_file, "--trials", 9, "--out", log), "exists")
+    assert_one_line(run_here("tune", onnx_file, "--trials", 9, "--soc", "raspberry-pi-5"), "lacks")
+    lonely = run_here("tune", onnx_file, "--trials", 9, "--key", "phone")
     assert_one_line(lonely, "--tracker and --key go together")
-    gone = run("tune", onnx_file, "--trials", 9, "--key", "a", "--tracker", "127.0.0.1:1")
+    gone = run_here("tune", onnx_file, "--trials", 9, "--key", "a", "--tracker", "127.0.0.1:1")
     assert_one_line(gone, "127.0.0.1:1")
     compile_ = ("compile", onnx_file, "--out", tmp_path / "artifact", "--log")
-    assert_one_line(run(*compile_, tmp_path), "no tuning log")
-    assert_one_line(run(*compile_, log, "--soc", "x86-avx2"), "tune for this SoC")
-    assert_one_line(run(*compile_, log, "--lowering", "indexed"), "--log is for --lowering auto")
+    assert_one_line(run_here(*compile_, tmp_path), "no tuning log")
+    assert_one_line(run_here(*compile_, log, "--soc", "x86-avx2"), "tune for this SoC")
+    assert_one_line(
+        run_here(*compile_, log, "--lowering", "indexed"), "--log is for --lowering auto"
+    )
 
 
 @pytest.mark.parametrize(
