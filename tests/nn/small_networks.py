@@ -76,6 +76,43 @@ class Fire(nn.Module):
         return self.last(both).relu().mean((2, 3))
 
 
+class Squeezed(nn.Module):
+    """An inverted residual with hard swish and squeeze and excitation, as MobileNetV3's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.expand = nn.Sequential(nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8))
+        depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.depthwise = nn.Sequential(depthwise, nn.BatchNorm2d(8), nn.Hardswish())
+        self.squeeze, self.excite = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
+        self.project = nn.Sequential(nn.Conv2d(8, 4, 1, bias=False), nn.BatchNorm2d(4))
+        self.last = nn.Sequential(nn.Conv2d(4, 6, 3), nn.SiLU())
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.hardswish(self.stem(x))
+        y = self.depthwise(nn.functional.hardswish(self.expand(x)))
+        scale = self.squeeze(nn.functional.adaptive_avg_pool2d(y, 1)).relu()
+        y = self.project(y * nn.functional.hardsigmoid(self.excite(scale)))
+        return self.head(self.last(x + y).mean((2, 3)))
+
+
+class Grouped(nn.Module):
+    """A grouped convolution between two others, as ResNeXt's; then a linear layer per pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.reduce = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 1)
+        self.grouped, self.expand = nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 4, 1)
+        self.pixelwise = nn.Linear(4, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.grouped(self.reduce(self.stem(x).relu()).relu()).relu()
+        x = self.expand(x).relu().permute(0, 2, 3, 1)
+        return self.pixelwise(x).relu().mean((1, 2))
+
+
 class Inverted(nn.Module):
     """Expansion, depthwise, projection; with batch norm a closed channel is not 0 by itself."""
 

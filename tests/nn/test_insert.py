@@ -4,7 +4,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from tests.nn.small_networks import Squeezed
 from tvm_dynprune.errors import GroupSizeError, ModelError
 from tvm_dynprune.nn.gates import gates_of, set_thresholds
 from tvm_dynprune.nn.insert import GatedModel, insert_gates
@@ -256,6 +258,41 @@ def test_inverted_residual_has_one_gate() -> None:
     (node,) = (n for n in gated.graph.nodes if n.target == "gates.features_3_conv_1_0")
     (expansion,) = (n for n in gated.graph.nodes if n.target == "features.3.conv.0.0")
     assert node.args[0] is expansion.args[0]
+
+
+def test_squeeze_and_excitation_has_no_gates() -> None:
+    gated = insert_gates(Squeezed().eval(), group_size=2, first=True)
+    reasons = {row.layer: row.reason for row in gated.report.layers}
+    assert gated.report.gated == ("stem", "depthwise.0", "last.0")
+    assert reasons["squeeze"] == reasons["excite"] == "reads one pixel: nothing to skip"
+    assert reasons["project.0"] == "linear projection"
+
+
+@pytest.mark.parametrize(
+    ("pool", "gated"),
+    [
+        (lambda x: F.adaptive_avg_pool2d(x, (1, 1)), False),
+        (lambda x: F.adaptive_max_pool2d(x, 1), False),
+        (lambda x: x.mean((-1, -2), keepdim=True), False),
+        (lambda x: torch.mean(x, dim=[2, 3], keepdim=True), False),
+        (nn.AdaptiveAvgPool2d(1), False),
+        (lambda x: F.adaptive_avg_pool2d(x, 2), True),
+        (lambda x: x.mean(1, keepdim=True).expand(-1, 8, -1, -1), True),
+    ],
+)
+def test_a_convolution_after_a_global_pooling_has_no_gate(pool, gated: bool) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+            self.last = nn.Conv2d(8, 4, 1)
+            self.pool = pool if isinstance(pool, nn.Module) else None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            pooled = (self.pool or pool)(self.stem(x))
+            return self.last(self.second(pooled).relu())
+
+    assert ("second" in insert_gates(Pooled(), group_size=4).report.gated) == gated
 
 
 def test_excluded_depthwise_leaves_the_expansion_its_own_gate() -> None:

@@ -11,7 +11,16 @@ import tvm
 from torch import nn
 
 from tests.kernels.util import quick_host
-from tests.nn.small_networks import Chain, Fire, Inverted, Residual, decide, executed
+from tests.nn.small_networks import (
+    Chain,
+    Fire,
+    Grouped,
+    Inverted,
+    Residual,
+    Squeezed,
+    decide,
+    executed,
+)
 from tvm_dynprune.compiler import compile
 from tvm_dynprune.frontend import from_exported
 from tvm_dynprune.frontend.model import Model
@@ -77,7 +86,7 @@ def half_open(model: Callable[[], nn.Module], seed: int) -> nn.Module:
     return gated
 
 
-@pytest.mark.parametrize("model", [Chain, Residual, Fire, Inverted])
+@pytest.mark.parametrize("model", [Chain, Residual, Fire, Inverted, Squeezed, Grouped])
 def test_compiler_counts_small_networks_as_we_do(model: Callable[[], nn.Module]) -> None:
     gated = half_open(model, 3)
     x = pixels(1, 3, 6, 6)

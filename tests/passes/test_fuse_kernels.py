@@ -233,3 +233,11 @@ def test_a_saliency_is_no_binary_scale():
 
     after = FuseKernels()(Graph.build(body, SHAPE))
     assert composites(after)["conv1"].attrs["binary_scale"] == 0
+
+
+def test_a_bias_of_one_number_is_a_bias():
+    def body(g, x):
+        bias = relax.const(np.full((1, 8, 1, 1), 0.25, "float32"))
+        return g.relu(g.emit(op.add(g.conv(x, 8, name="conv1"), bias)))
+
+    assert epilogue_of(body) == ["bias", "relu"]

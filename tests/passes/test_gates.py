@@ -128,9 +128,17 @@ def squeeze_and_excitation(g, x):
     return g.times(y, excited)
 
 
-def test_squeeze_and_excitation_is_no_gate():
-    gate = only_gate(squeeze_and_excitation)
-    assert (gate.layer, gate.reason) == ("conv1", OWN_RESULT)
+def hard_squeeze_and_excitation(g, x):
+    """As MobileNetV3 has it; its factor may well be 0."""
+    y = g.relu(g.conv(x, 16, name="conv1"))
+    pooled = g.emit(op.mean(y, axis=[2, 3], keepdims=True))
+    lifted = g.emit(op.add(g.conv(pooled, 16, 1), relax.const(3.0, "float32")))
+    return g.times(y, g.emit(op.multiply(g.relu6(lifted), relax.const(1 / 6, "float32"))))
+
+
+@pytest.mark.parametrize("body", [squeeze_and_excitation, hard_squeeze_and_excitation])
+def test_squeeze_and_excitation_is_no_gate(body):
+    assert gates_of(body, X) == []
 
 
 def test_a_thresholded_mask_of_the_own_result_is_no_gate():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find, in a traced network, the convolutions and where each one's mask would stand."""
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,6 +44,8 @@ ACTIVATION_FUNCTIONS: tuple[Callable[..., torch.Tensor] | str, ...] = (
     "sigmoid",
     "tanh",
 )
+
+MUL = (torch.mul, operator.mul, operator.imul, "mul", "mul_")
 
 
 @dataclass(frozen=True)

@@ -136,8 +136,9 @@ def insert_gates(
         the layer's name replaced by underscores. Gates start open, so outputs are unchanged.
         Parameters that ``forward`` never uses are dropped.
         ``report`` says what was gated and why the rest was not: left alone by default are the
-        first convolution, a convolution that no other convolution or linear layer follows (a
-        classifier), grouped ones that are not depthwise, and ones that are called twice.
+        first convolution, those after a global pooling (squeeze and excitation), a convolution that
+        no other convolution or linear layer follows (a classifier), grouped ones that are not
+        depthwise, and ones that are called twice.
 
     Raises
     ------
@@ -236,6 +237,8 @@ def _refusal(chain: Chain, roles: Roles, selection: _Selection) -> str | None:
         return f"grouped convolution ({chain.conv.groups} groups)"
     if selection.names(chain.name):
         return None
+    if chain.node in roles.pooled:
+        return "reads one pixel: nothing to skip"
     if chain.node in roles.first and not selection.first:
         return "first convolution"
     if chain.node in roles.last:

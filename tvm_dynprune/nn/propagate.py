@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from tvm_dynprune.nn.chains import called_module, is_activation, is_depthwise
+from tvm_dynprune.nn.chains import MUL, called_module, is_activation, is_depthwise
 from tvm_dynprune.nn.gates import Gate
 
 State = Tensor | None
@@ -69,7 +69,6 @@ _ZERO_KEEPING_FUNCTIONS = (
 _FLATTEN = (torch.flatten, "flatten", "view", "reshape")
 _MEAN = (torch.mean, "mean")
 ADD = (torch.add, operator.add, operator.iadd, "add", "add_")
-_MUL = (torch.mul, operator.mul, operator.imul, "mul", "mul_")
 _CAT = (torch.cat, torch.concat)
 Shapes = Mapping[fx.Node, torch.Size]
 
@@ -81,7 +80,7 @@ def classify(node: fx.Node, modules: Mapping[str, nn.Module], shapes: Shapes) ->
     if node.op not in ("call_function", "call_method") or node not in shapes:
         return Op.OPAQUE
     tensors = [source for source in node.all_input_nodes if source in shapes]
-    if node.target in _MUL:
+    if node.target in MUL:
         return Op.MUL if len(tensors) == 2 else Op.ZERO_KEEPING
     if node.target in ADD:
         return Op.ADD if len(tensors) == 2 else Op.CHANNELWISE
@@ -100,7 +99,9 @@ def _classify_module(node: fx.Node, modules: dict[str, nn.Module], shapes: Shape
     if isinstance(module, Gate):
         return Op.GATE
     if isinstance(module, nn.Conv2d):
-        return Op.DEPTHWISE if is_depthwise(module) else Op.MIX
+        if is_depthwise(module):
+            return Op.DEPTHWISE
+        return Op.MIX if module.groups == 1 else Op.OPAQUE  # which no kernel skips channels of
     if isinstance(module, nn.Linear):
         return Op.MIX
     if isinstance(module, nn.Flatten):

@@ -6,6 +6,7 @@ steps for Mish. What counts is that all of it is computed elementwise from one t
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,30 +50,32 @@ class ActivationSteps:
 
 
 def activation_of(flow: Dataflow, var: Var) -> ActivationSteps | None:
-    """The activation whose result is `var`, as far back as it goes; None if it is none.
+    """The activation whose result is `var`, as far back as it goes; None if it is none."""
+    return next(iter(reversed(list(activations_of(flow, var)))), None)
 
-    Nobody but its own steps reads its source and what lies between.
+
+def activations_of(flow: Dataflow, var: Var) -> Iterator[ActivationSteps]:
+    """The activations whose result is `var`, from the nearest source to the farthest.
+
+    Nobody but its own steps reads an activation's source and what lies between.
     """
     if shape_of(var) is None or str(var.ty.dtype) != "float32" or var not in flow.definition:
-        return None
-    found = None
-    # From the nearest tensor that it can be a function of to the farthest.
+        return
     steps: list[Var] = [var]
     while len(steps) <= _MOST_STEPS:
         reads = {v for step in steps for v in operands(flow.definition[step])} - set(steps)
-        if not all(_is_step(flow, step) for step in steps):
-            return found
+        if not _is_step(flow, steps[-1]):
+            return
         if len(reads) == 1:
             (source,) = reads
             if structural_equal(source.ty, var.ty) and _is_private(flow, source, steps):
                 ordered = tuple(sorted(steps, key=flow.position.__getitem__))
-                found = ActivationSteps(source, ordered, _formula(flow, var, source))
+                yield ActivationSteps(source, ordered, _formula(flow, var, source))
         # The last one computed: it may read the others.
         latest = max(reads, key=lambda v: flow.position.get(v, -1), default=None)
         if latest is None or latest not in flow.definition:
-            return found
+            return
         steps.append(latest)
-    return found
 
 
 def parse_activation(label: str) -> Activation | Formula:
@@ -105,10 +108,10 @@ def _is_private(flow: Dataflow, source: Var, steps: list[Var]) -> bool:
 
 
 def _number(expr: Expr) -> float | None:
-    """The one number that a constant or a bound of a clip is."""
+    """The one number that a constant or a bound of a clip is, or each of a constant's elements."""
     value = constant_of(expr)
     if value is not None:
-        return float(value.reshape(())) if value.size == 1 else None
+        return float(value.flat[0]) if value.size and (value == value.flat[0]).all() else None
     bound = getattr(expr, "value", None)
     return float(bound) if isinstance(bound, int | float) else None
 

@@ -28,7 +28,7 @@ from tvm import relax
 from tvm.ir import Expr
 from tvm.relax import Call, Var
 
-from tvm_dynprune.passes.activations import ActivationSteps, activation_of
+from tvm_dynprune.passes.activations import ActivationSteps, activations_of
 from tvm_dynprune.passes.composite import PREFIX, add_composite
 from tvm_dynprune.passes.dataflow import (
     Dataflow,
@@ -84,9 +84,12 @@ class FuseKernels:
 class _Fuser:
     def __init__(self, func: relax.Function, functions: Functions) -> None:
         self.func, self.functions, self.flow = func, functions, Dataflow(func)
-        found = (activation_of(self.flow, binding.var) for binding in self.flow.bindings)
         # The last one of a tensor is all that is computed from it one by one.
-        self.activations = {one.source: one for one in found if one is not None}
+        self.activations = {
+            activation.source: activation
+            for binding in self.flow.bindings
+            for activation in activations_of(self.flow, binding.var)
+        }
         self.fused: set[Var] = set()
         self.taken = {gv.name_hint for gv in functions}
 

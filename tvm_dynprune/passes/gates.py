@@ -52,9 +52,24 @@ def find_gates(flow: Dataflow) -> list[Gate]:
     gates = []
     for binding in flow.bindings:
         for feature, mask in _factors(binding.value):
+            if _is_attention(flow, feature, mask):
+                continue
             gates.append(_classify(flow, binding.var, feature, mask))
             break
     return gates
+
+
+def _is_attention(flow: Dataflow, feature: Var, mask: Var) -> bool:
+    """Whether a tensor is scaled by a bounded function of itself, as squeeze and excitation does.
+
+    A mask would be one too, but for its comparison.
+    """
+    if not flow.depends_on(mask, feature) or _threshold(flow, mask) is not None:
+        return False
+    value = flow.definition[mask]
+    while op_name(value) in _LAYOUT:
+        value = flow.value(value.args[0])
+    return not can_be_zero(flow, mask) or op_name(value) in ("clip", "multiply")
 
 
 def _factors(value: Expr) -> list[tuple[Var, Var]]:

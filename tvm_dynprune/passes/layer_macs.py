@@ -10,6 +10,7 @@ over another number of channels, ``{"any": [...]}``, ``{"all": [...]}`` and
 """
 
 import json
+from math import prod
 
 from tvm import relax
 from tvm.relax import Var
@@ -17,19 +18,21 @@ from tvm.relax import Var
 from tvm_dynprune.passes.annotate_open import OpenSets
 from tvm_dynprune.passes.channel_sets import ChannelSet, Concatenation, Mask, Union, without
 from tvm_dynprune.passes.composite import as_composite
-from tvm_dynprune.passes.dataflow import Functions, op_name, result_of, shape_of
+from tvm_dynprune.passes.dataflow import Functions, constant_of, op_name, result_of, shape_of
 
 
 def layer_macs(func: relax.Function, functions: Functions) -> list[dict]:
     """One entry per convolution of a function with composite calls, in order."""
     sets = OpenSets(func, functions)
-    gates = _gate_index(func, sets)
+    gates, (batch, *_) = _gate_index(func, sets), shape_of(func.params[0])
     layers = []
     for binding in sets.flow.bindings:
         composite = as_composite(functions, binding.value)
         if composite is None or composite.kind not in ("conv2d", "depthwise_conv2d"):
             if op_name(binding.value) == "nn.conv2d":
-                layers.append(_plain_layer(binding.var, binding.value))
+                layers.append(_plain_layer(binding.var, binding.value, batch))
+            elif op_name(binding.value) == "matmul":
+                layers.extend(_linear_layer(binding.var, binding.value, batch))
             continue
         x, weight = composite.arguments["x"], shape_of(composite.arguments["weight"])
         is_depthwise = composite.kind == "depthwise_conv2d"
@@ -39,7 +42,7 @@ def layer_macs(func: relax.Function, functions: Functions) -> list[dict]:
                 "layer": composite.layer,
                 "channels_in": 1 if is_depthwise else weight[1],
                 "channels_out": weight[0],
-                "macs_per_pair": _pixels(binding.var) * weight[2] * weight[3],
+                "macs_per_pair": _pixels(binding.var, batch) * weight[2] * weight[3],
                 "open_in": None if is_depthwise else _term(source, gates),
                 "open_out": _term(sets.computed[binding.var], gates),
             }
@@ -47,21 +50,31 @@ def layer_macs(func: relax.Function, functions: Functions) -> list[dict]:
     return layers
 
 
-def _plain_layer(var: Var, call: relax.Call) -> dict:
+def _plain_layer(var: Var, call: relax.Call, batch: int) -> dict:
     weight = shape_of(call.args[1])
     return {
         "layer": var.name,
         "channels_in": weight[1],
         "channels_out": weight[0],
-        "macs_per_pair": _pixels(var) * weight[2] * weight[3],
+        "macs_per_pair": _pixels(var, batch) * weight[2] * weight[3],
         "open_in": None,
         "open_out": None,
     }
 
 
-def _pixels(var: Var) -> int:
+def _linear_layer(var: Var, call: relax.Call, batch: int) -> list[dict]:
+    """A linear layer over more than the channels of a plane."""
+    weight, rows = shape_of(call.args[1]), prod(shape_of(var)[:-1])
+    if constant_of(call.args[1]) is None or len(weight) < 2:
+        return []
+    sizes = {"channels_in": weight[-2], "channels_out": weight[-1], "macs_per_pair": rows // batch}
+    return [{"layer": var.name, **sizes, "open_in": None, "open_out": None}]
+
+
+def _pixels(var: Var, batch: int) -> int:
+    """Pixels of one input; a linear layer may have its pixels in the first dimension."""
     shape = shape_of(var)
-    return shape[2] * shape[3]
+    return shape[0] // batch * shape[2] * shape[3]
 
 
 def _gate_index(func: relax.Function, sets: OpenSets) -> dict[Var, int]:
