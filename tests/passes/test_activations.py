@@ -38,6 +38,7 @@ def last(body, *shapes):
         (lambda g, x: g.emit(op.minimum(relax.const(6.0), g.relu(x))), "clip:0.0:6.0", True),
         (lambda g, x: g.emit(op.clip(x, 1.0, 2.0)), "clip:1.0:2.0", False),
         (lambda g, x: g.emit(op.sigmoid(x)), 'formula:["sigmoid", "x"]', False),
+        (lambda g, x: g.emit(op.minimum(x, relax.const(2.0))), "clip:-inf:2.0", True),
         (lambda g, x: g.emit(op.nn.leakyrelu(x, 0.25)), LEAKY, True),
         (lambda g, x: g.times(x, g.emit(op.tanh(x))), TIMES_TANH, True),
     ],
@@ -91,9 +92,15 @@ class Gated(nn.Module):
         return mask.repeat_interleave(8, 1)
 
 
+class AtMostOne(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.tanh() + torch.clamp(x, max=1.0)
+
+
 ACTIVATIONS = [
     nn.ReLU6(), nn.Hardswish(), nn.SiLU(), nn.LeakyReLU(0.1), nn.GELU(), nn.GELU("tanh"), nn.Mish(),
     nn.Hardsigmoid(), nn.ELU(), nn.Sigmoid(), nn.Tanh(), nn.Softplus(), nn.Hardtanh(-0.5, 0.25),
+    AtMostOne(),
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ steps for Mish. What counts is that all of it is computed elementwise from one t
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf, isinf
 from typing import Any
 
 from tvm.ir import Expr
@@ -85,8 +86,8 @@ def parse_activation(label: str) -> Activation | Formula:
         return Activation(0.0, None)
     if kind == "formula":
         return Formula(rest)
-    low, high = rest.split(":")
-    return Activation(float(low), float(high))
+    bounds = [None if isinf(float(bound)) else float(bound) for bound in rest.split(":")]
+    return Activation(*bounds)
 
 
 def is_never_zero(label: str) -> bool:
@@ -131,20 +132,19 @@ def _formula(flow: Dataflow, expr: Expr, source: Var) -> Any:
 
 def _simplified(formula: list) -> list:
     """A clip of a clip is one, and a maximum or minimum with a number is a clip too."""
-    infinity = float("inf")
     match formula:
         case ["maximum" | "minimum" as name, a, b] if isinstance(a, float) or isinstance(b, float):
             bound, x = (a, b) if isinstance(a, float) else (b, a)
-            bounds = [bound, infinity] if name == "maximum" else [-infinity, bound]
+            bounds = [bound, inf] if name == "maximum" else [-inf, bound]
             return _simplified(["clip", x, *bounds])
         case ["nn.relu", ["clip", *_] as clip]:
-            return _simplified(["clip", clip, 0.0, infinity])
+            return _simplified(["clip", clip, 0.0, inf])
         case ["clip", ["nn.relu", x], low, high]:
-            return _simplified(["clip", ["clip", x, 0.0, infinity], low, high])
+            return _simplified(["clip", ["clip", x, 0.0, inf], low, high])
         case ["clip", ["clip", x, low, high], lower, higher]:
             bounds = [min(max(bound, lower), higher) for bound in (low, high)]
             return _simplified(["clip", x, *bounds])
-        case ["clip", x, 0.0, high] if high == infinity:
+        case ["clip", x, 0.0, float(high)] if high == inf:
             return ["nn.relu", x]
     return formula
 
