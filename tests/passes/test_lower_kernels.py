@@ -262,6 +262,23 @@ def test_tensors_stay_blocked_between_kernels():
     assert (names.count("block_channels"), names.count("unblock_channels")) == (1, 1)
 
 
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_squeeze_and_excitation_scales_a_blocked_tensor(is_gated):
+    def body(g, x):
+        y = g.relu(g.conv(x, 20))
+        y = g.times(y, g.gate(x, 20, 4)) if is_gated else y
+        pooled = g.emit(op.mean(y, axis=[2, 3], keepdims=True))
+        scale = g.emit(op.sigmoid(g.conv(pooled, 20, 1, bias=True)))
+        return g.conv(g.times(y, scale), 8)
+
+    graph, x = Graph.build(body, (3, 16, 6, 6)), random_x(3)
+    mod = lowered(graph, "indexed")
+    names = called(mod)
+    assert names.count("block_channels") == names.count("unblock_channels") == 1
+    for got, wanted in zip(results(machine(mod), x), run(graph, x), strict=True):
+        assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
 def test_a_set_is_turned_into_lists_once():
     graph = Graph.build(CASES["inverted_residual"].body, (1, 16, 6, 6))
     assert called(lowered(graph, "indexed")).count("open_list") == 1

@@ -49,7 +49,7 @@ def test_a_gate_is_one_call():
     assert second.startswith("merged_conv2d")
     assert layer.startswith("conv2d_first")
     assert [name.rstrip("0123456789") for name in layers] == [
-        "conv2d_second", "conv2d_gv", "unblock_channels"
+        "conv2d_second", "conv2d_result", "unblock_channels"
     ]  # fmt: skip
 
 

@@ -4,9 +4,9 @@
 A convolution executes ``open_in * open_out * kh * kw * oh * ow`` (divided by its groups), where
 open_in are the input channels that are not known zero and open_out the output channels that are
 open and needed by somebody (`tvm_dynprune.nn.propagate`). A linear layer counts likewise. A gate
-costs ``open_in * G``: its mean runs before its 1x1 convolution. Everything else costs nothing.
-Grouped convolutions that are not depthwise execute all of theirs.
-Where one decision closes all output channels, nothing that only they need is executed either.
+costs ``open_in * G``: its mean runs before its 1x1 convolution. Other grouped convolutions than
+depthwise ones execute all of theirs, everything else costs nothing. Where one decision closes all
+output channels, nothing that only they need is executed either.
 """
 
 from collections.abc import Iterator, Mapping
@@ -287,8 +287,7 @@ def _executed(layer: _Layer, open_in: State, needed: State, device: torch.device
     """MACs (N,) of one layer, or (1,) if nothing about it depends on a gate."""
     if layer.op is Op.DEPTHWISE:
         return _count(both(open_in, needed), layer.in_channels, device) * layer.cost
-    if layer.op is Op.OPAQUE:
-        open_in = needed = None
+    open_in, needed = (None, None) if layer.op is Op.OPAQUE else (open_in, needed)
     inputs = _count(open_in, layer.in_channels, device)
     if layer.op is Op.GATE:
         return inputs * layer.out_channels + layer.cost

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """LayoutPlan: which tensors live in blocked layout, with what halo, and who must fill.
 
-A tensor is blocked if a kernel of ours produces it, or if it is computed elementwise, or by
-concatenation along the channels, from blocked tensors. Its halo is the largest padding of its
-readers. A producer *fills* its closed channels with zeros if a reader does not go by the same list.
+A tensor is blocked if a kernel of ours produces it, or if it is computed elementwise, by a scale
+for each channel, or by concatenation along the channels, from blocked tensors. Its halo is the
+largest padding of its readers. A producer *fills* its closed channels with zeros if a reader does
+not go by the same list.
 """
+
+from math import prod
 
 from tvm import relax
 from tvm.relax import Var
@@ -32,7 +35,8 @@ class LayoutPlan:
             elif self._stays_blocked(binding.value):
                 self.blocked.add(binding.var)
                 for operand in operands(binding.value):
-                    self._leader[self._lead(operand)] = self._lead(binding.var)
+                    if op_name(binding.value) == "concat" or _same_shapes([operand, binding.var]):
+                        self._leader[self._lead(operand)] = self._lead(binding.var)
         self._halo = self._halos()
         self._holder = self._holders()
         fields = operands(result_of(func))
@@ -177,10 +181,18 @@ class LayoutPlan:
             return low <= 0 <= high
         if name == "add":
             return len(value.args) == len(variables) and _same_shapes(variables)
+        if name == "multiply" and len(variables) == 2:
+            scale = min(variables, key=lambda v: prod(shape_of(v)))
+            return _same_shapes(variables) or self._is_scale(scale, value)
         if name == "concat" and int(value.attrs.axis) == 1:
             parts = value.args[0].fields
             return all(isinstance(p, Var) and shape_of(p)[1] % self.lanes == 0 for p in parts)
         return False
+
+    def _is_scale(self, var: Var, product: relax.Expr) -> bool:
+        """Whether `var` is a number for each channel, without a halo: nobody else reads it."""
+        shape = shape_of(product)
+        return shape_of(var) == (*shape[:2], 1, 1) and self.flow.only_user(var) is not None
 
     def _lead(self, var: Var) -> Var:
         while var in self._leader and not self._leader[var].same_as(var):
