@@ -256,6 +256,16 @@ def test_a_kernel_pools_what_it_computes(lowering, poolings, algorithm):
     assert len([name for name in names if name.startswith("global_average")]) == poolings
 
 
+def test_a_deep_network_of_elementwise_steps_is_no_deep_recursion():
+    def body(g, x):
+        for _ in range(400):
+            x = g.emit(op.sqrt(g.emit(op.abs(x))))
+        return g.conv(x, 8)
+
+    graph = Graph.build(body, (1, 16, 6, 6))
+    assert called(lowered(graph, "dense")) == ["block_channels", "conv2d_conv", "unblock_channels"]
+
+
 def test_tensors_stay_blocked_between_kernels():
     graph = Graph.build(CASES["inverted_residual"].body, (1, 16, 6, 6))
     names = called(lowered(graph, "indexed"))

@@ -135,10 +135,13 @@ class LayoutPlan:
     def decides(self, var: Var) -> bool:
         """Whether `var` is a step of a gate: it has no plane, and is read by such steps only."""
         if var not in self._decides:
-            users = self.flow.users.get(var, [])
-            pooled = var not in self.composites or (shape_of(var) or ())[2:] == (1, 1)
-            steps = all(self._is_gate_step(var, user) for user in users)
-            self._decides[var] = bool(users) and pooled and steps
+            users, shape = self.flow.users.get(var, []), shape_of(var) or ()
+            has_plane = len(shape) == 4 and shape[2:] != (1, 1)
+            self._decides[var] = (
+                bool(users)
+                and not has_plane
+                and all(self._is_gate_step(var, user) for user in users)
+            )
         return self._decides[var]
 
     def _is_gate_step(self, var: Var, user: Var) -> bool:
