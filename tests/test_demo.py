@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.kernels.util import quick_host
 from tvm_dynprune.bench.run import as_input
 from tvm_dynprune.compiler import compile
 from tvm_dynprune.data import load_images
@@ -14,7 +15,6 @@ from tvm_dynprune.demo import NETWORK, REFERENCE
 from tvm_dynprune.files import shipped
 from tvm_dynprune.frontend.model import load_model
 from tvm_dynprune.runtime import Session
-from tvm_dynprune.soc import load_soc
 
 DEMO = shipped("demo")
 
@@ -22,7 +22,7 @@ DEMO = shipped("demo")
 @pytest.mark.parametrize("lowering", ["auto", "indexed", "if", "dense"])
 def test_classes_equal_masked_pytorch(tmp_path: Path, lowering: str) -> None:
     model = load_model(DEMO / NETWORK)
-    session = Session(compile(model, load_soc("host"), tmp_path / "a", lowering=lowering))
+    session = Session(compile(model, quick_host(), tmp_path / "a", lowering=lowering))
     data = load_images(DEMO / "fashion-mnist-sample", "test")
     reference = np.load(DEMO / REFERENCE, allow_pickle=False)["logits"]
     logits = session.run(as_input(data.images))

@@ -72,8 +72,8 @@ def fraction(table: LatencyTable, layer: str, open_in: float, open_out: float) -
     return float(LatencyTable(dense, 0.0, {layer: own}).fraction(opened))
 
 
-@pytest.mark.parametrize("group_size", [8, 16])  # of 8, vectors of 16 have to be gathered
-@pytest.mark.parametrize("product", [0.09, 0.5])
+# Of groups of 8, vectors of 16 have to be gathered.
+@pytest.mark.parametrize(("group_size", "product"), [(8, 0.09), (16, 0.5), (8, 0.5)])
 def test_costs_are_those_that_the_compiler_compares(group_size: int, product: float) -> None:
     table = latency_table(gated(group_size=group_size), SHAPE, SOC)
     compared = compiled_costs(group_size, product, "main")
