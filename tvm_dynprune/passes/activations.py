@@ -95,6 +95,12 @@ def is_never_zero(label: str) -> bool:
     return label in ('formula:["sigmoid", "x"]', 'formula:["exp", "x"]')
 
 
+def clip_keeps_zero(clip: Expr) -> bool:
+    """Whether a clip's bounds have 0 between them."""
+    low, high = (float(getattr(bound, "value", "nan")) for bound in clip.args[1:3])
+    return low <= 0 <= high
+
+
 def _is_step(flow: Dataflow, var: Var) -> bool:
     value = flow.definition[var]
     return op_name(value) in OPERATORS and all(

@@ -29,7 +29,7 @@ from tvm import relax
 from tvm.ir import Expr
 from tvm.relax import Var, op
 
-from tvm_dynprune.passes.activations import is_never_zero
+from tvm_dynprune.passes.activations import clip_keeps_zero, is_never_zero
 from tvm_dynprune.passes.channel_sets import (
     ChannelSet,
     Concatenation,
@@ -188,8 +188,7 @@ def _keeps_channels(value: Expr) -> bool:
     """Whether an elementwise operation or reshape keeps 0 at 0 and the channels apart."""
     before, after = shape_of(value.args[0]), shape_of(value)
     if op_name(value) == "clip":
-        low, high = (float(getattr(bound, "value", "nan")) for bound in value.args[1:3])
-        return low <= 0 <= high
+        return clip_keeps_zero(value)
     if op_name(value) == "reshape":
         sizes = [(*shape, 1, 1)[:4] for shape in (before or (), after or ())]
         return sizes[0] == sizes[1]

@@ -15,6 +15,8 @@ Nothing looks into kernels: with them, no ReLU6 of an ONNX file would be part of
 Leaves kernels that do anything else, and bounds that are not known.
 """
 
+from math import inf
+
 import tvm
 import tvm_ffi
 from tvm import tirx
@@ -24,8 +26,6 @@ from tvm.relax import Call, Var, op
 
 from tvm_dynprune.passes.dataflow import Functions, constant_of, map_functions, op_name, shape_of
 from tvm_dynprune.passes.rewriter import Rewriter
-
-_INFINITY = float("inf")
 
 
 @tvm.transform.module_pass(opt_level=0, name="CanonicalizeClip")
@@ -48,7 +48,7 @@ class _CanonicalizeClip(Rewriter):
         x, bound, bounds = bounded
         if shape_of(x) != shape_of(var):
             return None
-        return op.clip(x, *((bound, _INFINITY) if bounds is tirx.Max else (-_INFINITY, bound)))
+        return op.clip(x, *((bound, inf) if bounds is tirx.Max else (-inf, bound)))
 
 
 def _bounded(functions: Functions, call: Call) -> tuple[Expr, float, type] | None:

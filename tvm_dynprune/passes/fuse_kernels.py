@@ -44,6 +44,7 @@ from tvm_dynprune.passes.dataflow import (
 )
 from tvm_dynprune.passes.gates import is_binary
 
+_POOLS = {"nn.max_pool2d": "max_pool2d", "nn.avg_pool2d": "avg_pool2d", "mean": "global_average"}
 _STAGES = ("convolution", "bias", "before", "scale", "residual", "after")
 
 
@@ -70,9 +71,6 @@ class _Step:
     def result(self) -> Var:
         """The variable that holds the step's result."""
         return self.bindings[-1]
-
-
-_POOLS = {"nn.max_pool2d": "max_pool2d", "nn.avg_pool2d": "avg_pool2d", "mean": "global_average"}
 
 
 @tvm.transform.module_pass(opt_level=0, name="FuseKernels")

@@ -13,6 +13,7 @@ from tvm import relax
 from tvm.relax import Var
 
 from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.passes.activations import clip_keeps_zero
 from tvm_dynprune.passes.composite import CompositeCall, as_composite
 from tvm_dynprune.passes.dataflow import Dataflow, Functions, op_name, operands, result_of, shape_of
 
@@ -180,8 +181,7 @@ class LayoutPlan:
         if name in ("nn.relu", "nn.leakyrelu", "nn.gelu", "nn.gelu_tanh", "tanh"):
             return True
         if name == "clip":  # the halo stays 0
-            low, high = (float(getattr(bound, "value", "nan")) for bound in value.args[1:3])
-            return low <= 0 <= high
+            return clip_keeps_zero(value)
         if name == "add":
             return len(value.args) == len(variables) and _same_shapes(variables)
         if name == "multiply" and len(variables) == 2:
