@@ -23,7 +23,7 @@ from tvm_dynprune.nn.latency import LatencyTable
 from tvm_dynprune.nn.macs import plan_macs
 from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.choose_algorithm import CostModel, fits_cache
-from tvm_dynprune.passes.composite import as_composite
+from tvm_dynprune.passes.composite import CONVOLUTIONS, as_composite
 from tvm_dynprune.passes.conv2d_spec import kernel_target
 from tvm_dynprune.passes.dataflow import Dataflow, shape_of
 from tvm_dynprune.soc import Soc
@@ -101,5 +101,5 @@ def _convolutions(mod: tvm.IRModule, function: str) -> Iterator[tuple[str, relax
     functions = dict(mod.functions_items())
     for binding in Dataflow(mod[function]).bindings:
         composite = as_composite(functions, binding.value)
-        if composite is not None and composite.kind in ("conv2d", "depthwise_conv2d"):
+        if composite is not None and composite.kind in CONVOLUTIONS:
             yield composite.layer, composite.func

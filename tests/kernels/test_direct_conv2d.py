@@ -24,6 +24,7 @@ from tests.kernels.util import (
 )
 from tests.pairwise import pairwise
 from tvm_dynprune.kernels.activation import Activation, Formula
+from tvm_dynprune.kernels.channel_groups import merge_weight, merged_groups
 from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
 from tvm_dynprune.kernels.conv2d_closed import conv2d_closed
 from tvm_dynprune.kernels.direct_conv2d import direct_conv2d, pack_direct_weight
@@ -69,6 +70,7 @@ class Case:
     by_lane: bool = False
     permutes: bool = True
     y_halo: int = 1
+    groups: int = 1
 
     @property
     def group(self) -> int:
@@ -109,6 +111,7 @@ class Case:
             registers=self.registers,
             by_lane=self.by_lane,
             permutes=permutes(self.lanes) if self.permutes else "",
+            groups=merged_groups(self.groups, self.c_in, self.c_out, self.lanes),
         )
 
 
@@ -120,7 +123,7 @@ class Convolution:
         self.kernel = compiled(direct_conv2d(self.spec))
         shape = (case.batch, case.c_out, self.spec.y.height, self.spec.y.width)
         self.x = random(case.batch, case.c_in, *case.size)
-        self.weight = random(case.c_out, case.c_in, *case.kernel, seed=1)
+        self.weight = random(case.c_out, case.c_in // case.groups, *case.kernel, seed=1)
         self.bias = random(case.c_out, seed=2)
         self.scale = random(case.batch, case.c_out, 1, 1, seed=3)
         self.residual = random(*shape, seed=4)
@@ -133,7 +136,8 @@ class Convolution:
         x = self.x.copy()
         if case.open_in:
             x[~open_in] = np.nan  # a closed channel may hold anything
-        arguments = [blocked(x, spec.x), pack_direct_weight(self.weight, spec)]
+        weight = merge_weight(self.weight, case.groups, spec.groups)
+        arguments = [blocked(x, spec.x), pack_direct_weight(weight, spec)]
         arguments += [pack_channels(self.bias, spec.y)] if case.bias else []
         arguments += [self.scale] if case.scale else []
         if case.in_place:
@@ -161,7 +165,7 @@ class Convolution:
         padded = F.pad(torch.from_numpy(x).double(), (left, right, top, bottom))
         weight, bias = (torch.from_numpy(a).double() for a in (self.weight, self.bias))
         y = F.conv2d(
-            padded, weight, bias if case.bias else None, case.stride, 0, case.dilation
+            padded, weight, bias if case.bias else None, case.stride, 0, case.dilation, case.groups
         ).numpy()
         y = _activated(y, case.before)
         y = y * self.scale if case.scale else y
@@ -313,6 +317,36 @@ def test_channels_by_chunks_with_few_registers(c_in, unit_in, open_in, size, vis
     case = replace(case, registers=16)
     assert case.spec.reduction.order == "channel_outer"
     check(case)
+
+
+@pytest.mark.parametrize(
+    *pairwise(
+        groups__c_in__c_out=[(4, 32, 64), (2, 16, 48), (8, 32, 16), (3, 48, 48), (5, 20, 30)],
+        visit=["all", "blocks", "group"],
+        size=[(2, 2), (6, 7)],
+        registers__by_lane=[(16, False), (32, False), (32, True)],
+        stride=[(1, 1), (2, 1)],
+    )
+)
+def test_groups_of_channels(groups, c_in, c_out, visit, size, registers, by_lane, stride):
+    case = Case(groups=groups, c_in=c_in, c_out=c_out, visit=visit, size=size, stride=stride)
+    check(replace(case, registers=registers, by_lane=by_lane, pools=visit != "group"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "merged"),
+    [
+        ((32, 128, 128), 16),
+        ((32, 256, 256), 32),
+        ((3, 72, 48), 3),
+        ((6, 144, 96), 6),
+        ((2, 24, 48), 1),
+        ((12, 12, 24), 1),
+        ((16, 16, 32), 2),
+    ],
+)
+def test_groups_are_merged_until_they_are_whole_vectors(sizes, merged):
+    assert merged_groups(*sizes, 8) == merged
 
 
 @pytest.mark.parametrize(

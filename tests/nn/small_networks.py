@@ -113,6 +113,23 @@ class Grouped(nn.Module):
         return self.pixelwise(x).relu().mean((1, 2))
 
 
+class Decoder(nn.Module):
+    """A transposed convolution and a resized plane between gated ones, as in a U-Net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.up = nn.Sequential(nn.ConvTranspose2d(8, 4, 2, 2, bias=False), nn.BatchNorm2d(4))
+        self.merge, self.last = nn.Conv2d(12, 8, 1), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.stem(x).relu()
+        b = self.down(a).relu()
+        c = self.merge(torch.cat([self.up(b).relu(), a], 1)).relu()
+        resized = nn.functional.interpolate(b, scale_factor=2.0, mode="bilinear")
+        return self.last(torch.cat([resized, c], 1))
+
+
 class Inverted(nn.Module):
     """Expansion, depthwise, projection; with batch norm a closed channel is not 0 by itself."""
 

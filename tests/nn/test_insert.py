@@ -214,19 +214,18 @@ def test_untraceable_model() -> None:
 
 
 class Odd(nn.Module):
-    """A convolution called twice, a grouped one, and names that would collide."""
+    """A convolution called twice, and names that would collide."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.twice = nn.Conv2d(8, 8, 3, padding=1)
-        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
         self.a = nn.ModuleDict({"b_c": nn.Conv2d(8, 8, 1)})
         self.a_b = nn.ModuleDict({"c": nn.Conv2d(8, 8, 1)})
         self.last = nn.Conv2d(8, 4, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.grouped(self.twice(self.twice(self.stem(x).relu()).relu()))
+        x = self.twice(self.twice(self.stem(x).relu()).relu())
         return self.last(self.a_b["c"](self.a["b_c"](x)))
 
 
@@ -234,7 +233,6 @@ def test_layers_that_cannot_be_gated() -> None:
     gated = insert_gates(Odd().eval(), group_size=4)
     reasons = {row.layer: row.reason for row in gated.report.layers}
     assert "called 2 times" in reasons["twice"]
-    assert "grouped convolution (2 groups)" in reasons["grouped"]
     assert gated.report.gated == ("a.b_c", "a_b.c")
     assert len(gates_of(gated)) == 2
 

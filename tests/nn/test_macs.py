@@ -10,8 +10,9 @@ from tvm_dynprune.bench.inputs import random_images
 from tvm_dynprune.nn.forced import forced_network, network_with_mac_cut
 from tvm_dynprune.nn.gates import gates_of, set_gates
 from tvm_dynprune.nn.insert import insert_gates
-from tvm_dynprune.nn.macs import count_macs, plan_macs, recorded_masks
+from tvm_dynprune.nn.macs import count_macs, plan_macs
 from tvm_dynprune.nn.networks import build_network
+from tvm_dynprune.nn.recording import recorded_masks
 
 
 def test_dense_network() -> None:

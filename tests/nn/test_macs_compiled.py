@@ -13,6 +13,7 @@ from torch import nn
 from tests.kernels.util import quick_host
 from tests.nn.small_networks import (
     Chain,
+    Decoder,
     Fire,
     Grouped,
     Inverted,
@@ -28,13 +29,16 @@ from tvm_dynprune.nn.export import export
 from tvm_dynprune.nn.forced import forced_network
 from tvm_dynprune.nn.gates import gates_of
 from tvm_dynprune.nn.insert import insert_gates
-from tvm_dynprune.nn.macs import count_macs, plan_macs, recorded_masks
+from tvm_dynprune.nn.macs import count_macs, plan_macs
 from tvm_dynprune.nn.networks import network_spec
+from tvm_dynprune.nn.recording import recorded_masks
 from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.expose_gates import gate_infos
 from tvm_dynprune.passes.layer_macs import layer_macs
 from tvm_dynprune.runtime.macs import executed_macs
 from tvm_dynprune.runtime.session import Session
+
+MODELS = (Chain, Residual, Fire, Inverted, Squeezed, Grouped, Decoder)
 
 
 def pixels(count: int, *shape: int) -> np.ndarray:
@@ -86,7 +90,7 @@ def half_open(model: Callable[[], nn.Module], seed: int) -> nn.Module:
     return gated
 
 
-@pytest.mark.parametrize("model", [Chain, Residual, Fire, Inverted, Squeezed, Grouped])
+@pytest.mark.parametrize("model", MODELS)
 def test_compiler_counts_small_networks_as_we_do(model: Callable[[], nn.Module]) -> None:
     gated = half_open(model, 3)
     x = pixels(1, 3, 6, 6)

@@ -252,10 +252,29 @@ def a_gated_map_of_places(g: Graph, x: Var):
     return g.conv(product, 24, name="second")
 
 
-@case(first=("", "a"), last=("", ""))
+@case(first=("", "a"), grouped=("", "b"), last=("b", ""))
 def a_grouped_convolution_reads_everything(g: Graph, x: Var):
     y = g.times(g.conv(x, 16, name="first"), g.gate(x, 16, 2, name="a"))
-    return g.conv(g.conv(y, 16, groups=2), 24, name="last")
+    z = g.times(g.conv(y, 32, groups=4, name="grouped"), g.gate(y, 32, 8, name="b"))
+    return g.conv(z, 24, name="last")
+
+
+@case(grouped=("", "a"), last=("a", ""))
+def a_grouped_convolution_of_groups_below_a_vector(g: Graph, x: Var):
+    mask = g.gate(x, 16, 4, name="a")
+    y = g.times(g.conv(x, 16, name="first"), mask)
+    return g.conv(g.times(g.conv(y, 16, groups=8, name="grouped"), mask), 24, name="last")
+
+
+@case(first=("", "a"), second=("a", "b"), last=("[all,b]", ""))
+def a_transposed_convolution_and_a_resized_plane(g: Graph, x: Var):
+    y = g.times(g.relu(g.conv(x, 16, name="first")), g.gate(x, 16, 8, name="a"))
+    z = g.times(g.conv(y, 8, name="second", strides=2), g.gate(y, 8, 4, name="b"))
+    weight = g.constant(8, 24, 3, 3)
+    up = g.emit(op.nn.conv2d_transpose(z, weight, 2, 1, output_padding=1, kernel_layout="IOHW"))
+    up = g.relu(g.emit(op.add(up, g.constant(1, 24, 1, 1))))
+    resized = g.emit(op.image.resize2d(z, (6, 6), method="nearest_neighbor"))
+    return g.conv(g.concat(up, resized), 24, name="last")
 
 
 @case(first=("", "a"))

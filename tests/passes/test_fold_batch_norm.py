@@ -177,6 +177,19 @@ def test_keeps_the_numbers_with_groups_and_bias(groups):
     assert_same_numbers(before, after)
 
 
+def test_keeps_the_numbers_of_a_transposed_convolution():
+    def body(g, x):
+        weight = g.constant(3, 4, 2, 2)
+        y = g.emit(op.nn.conv2d_transpose(x, weight, 2, kernel_layout="IOHW"))
+        norm = g.emit(op.nn.batch_norm(y, *NORM, axis=1, training=False))
+        return g.relu(g.emit(relax.TupleGetItem(norm, 0)))
+
+    before = Graph.build(body, (2, 3, 6, 5))
+    after = assert_promises(FoldBatchNorm, before)
+    assert ops(after) == ["nn.conv2d_transpose", "add", "nn.relu"]
+    assert_same_numbers(before, after)
+
+
 def test_the_folded_convolution_keeps_its_layers_name():
     def body(g, x):
         y = g.conv(x, 4, name="layer1_conv")

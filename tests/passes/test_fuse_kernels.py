@@ -196,20 +196,63 @@ def test_poolings_become_kernels(pool, kind):
     assert function.attrs["Composite"] == f"dynprune.{kind}"
 
 
+def transposed(g, x, **kw):
+    weight = g.constant(8, 6 // kw.get("groups", 1), kw.pop("kernel", 3), 3)
+    return g.emit(op.nn.conv2d_transpose(x, weight, kernel_layout="IOHW", **kw), "up")
+
+
 @pytest.mark.parametrize(
     "body",
     [
-        lambda g, x: g.conv(x, 4, groups=2),
-        lambda g, x: g.conv(x, 16, groups=8),  # two outputs for each input
         lambda g, x: g.emit(op.nn.avg_pool2d(x, (4, 4), (4, 4), ceil_mode=True)),
         lambda g, x: g.emit(op.mean(x, axis=[2, 3])),
         lambda g, x: g.emit(op.mean(x, axis=[1], keepdims=True)),
         lambda g, x: g.emit(op.nn.max_pool2d(x, (2, 2), layout="NHWC")),
         lambda g, x: g.relu(x),
+        lambda g, x: transposed(g, x, groups=2),
+        lambda g, x: transposed(g, x, dilation=2),
+        lambda g, x: transposed(g, x, kernel=1, strides=2),  # pixels that nothing is added to
+        lambda g, x: g.emit(op.image.resize2d(x, (9, 7), method="cubic")),
     ],
 )
 def test_leaves_what_no_kernel_computes(body):
     assert_unchanged(FuseKernels(), Graph.build(body, SHAPE))
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(4, 2), (16, 8)])
+def test_grouped_convolutions_that_are_not_depthwise(channels, groups):
+    def body(g, x):
+        return g.relu(g.conv(x, channels, groups=groups, bias=True))
+
+    before = Graph.build(body, SHAPE)
+    after = assert_promises(FuseKernels(), before)
+    assert_same_numbers(before, after)
+    (function,) = composites(after).values()
+    assert function.attrs["Composite"] == "dynprune.grouped_conv2d"
+    assert list(function.attrs["epilogue"]) == ["bias", "relu"]
+
+
+def test_a_transposed_convolution_takes_bias_and_activation_but_no_mask():
+    def body(g, x, mask):
+        y = g.emit(op.add(transposed(g, x, strides=2), g.constant(1, 6, 1, 1)))
+        return g.times(g.relu(y), mask)
+
+    before = Graph.build(body, SHAPE, (SHAPE[0], 6, 1, 1))
+    after = assert_promises(FuseKernels(), before)
+    assert_same_numbers(before, after)
+    assert ops(after) == ["up", "multiply"]
+    assert list(composites(after)["up"].attrs["epilogue"]) == ["bias", "relu"]
+
+
+@pytest.mark.parametrize("method", ["nearest_neighbor", "linear"])
+def test_resized_planes_become_kernels(method):
+    def body(g, x):
+        return g.emit(op.image.resize2d(x, (9, 7), method=method), "resized")
+
+    before = Graph.build(body, SHAPE)
+    after = assert_promises(FuseKernels(), before)
+    assert_same_numbers(before, after)
+    assert composites(after)["resized"].attrs["Composite"] == "dynprune.resize2d"
 
 
 def test_leaves_a_convolution_whose_weight_is_computed():

@@ -36,6 +36,7 @@ class Conv2d:
     `permutes` is LLVM's name of the instruction that picks a vector's lanes by another, if any.
     `pools` adds a second result, the mean of each channel of y; closed ones have that of their fill
     or 0. `in_place` writes y over the residual, whose closed channels so stay what they are.
+    Of several `groups` of channels each reads its own only; they are whole blocks on both sides.
     """
 
     x: FeatureMap
@@ -56,6 +57,7 @@ class Conv2d:
     fill: bool = False
     pools: bool = False
     in_place: bool = False
+    groups: int = 1
     schedule: Schedule = field(default_factory=Schedule)
     registers: int = 32
     by_lane: bool = False
@@ -66,7 +68,7 @@ class Conv2d:
         """The loops of a direct convolution over input channels and window."""
         pixels = self.y.height * self.y.width
         sides = self.x, self.kernel, pixels, self.open_in, self.unit_in
-        return Reduction(*sides, few_registers=self.few_registers)
+        return Reduction(*sides, few_registers=self.few_registers, groups=self.groups)
 
     @property
     def few_registers(self) -> bool:
@@ -85,7 +87,17 @@ class Conv2d:
         Each input that is loaded then serves two multiply-adds: cores that start two of these in a
         cycle can load no more than two vectors.
         """
-        return not self.by_lane and self.visit != "group" and self.y.blocks > 1
+        return not self.by_lane and self.visit != "group" and self.together(2) > 1
+
+    def together(self, most: int) -> int:
+        """How many vectors of output channels, at most, can be computed together.
+
+        In several groups they are of one, also where a list leaves out some.
+        """
+        if self.groups == 1:
+            return min(most, self.y.blocks)
+        blocks = 1 if self.visit == "blocks" else self.y.blocks // self.groups
+        return max(count for count in range(1, most + 1) if blocks % count == 0)
 
     @property
     def sums(self) -> int:

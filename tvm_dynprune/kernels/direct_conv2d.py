@@ -62,7 +62,7 @@ class _Builder(GatheredSums):
         pixels = spec.y.height * spec.y.width
         weights = spec.x.lanes if self._by_vector else 1
         most = (spec.registers - SPARE_REGISTERS) // (pixels + weights)
-        return max(2 if spec.pairs else 1, min(most, _MOST_VECTORS, spec.y.blocks))
+        return spec.together(max(2 if spec.pairs else 1, min(most, _MOST_VECTORS)))
 
     @property
     def parts(self) -> int:

@@ -19,7 +19,7 @@ from tvm.tirx import Buffer
 
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.conv2d_builder import LINE, Conv2dBuilder, repeated_lanes
-from tvm_dynprune.kernels.reduction import Step
+from tvm_dynprune.kernels.reduction import Step, wide
 from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import Part, Tile, tile_size, tiles
 
@@ -242,6 +242,7 @@ class DirectSums(Conv2dBuilder):
             prefetch,
             by_vector=self._by_vector,
             within=within,
+            before=self._blocks_before(sums.blocks[0]),
         ) as step:
             places = [(at[0] + i, at[1] + j) for i, j in tile.pixels]
             if self._by_vector:
@@ -252,6 +253,12 @@ class DirectSums(Conv2dBuilder):
                 for k, one in enumerate(acc[:, t]):
                     with T.vectorized(0, self.lanes) as v:
                         T.buffer_store(one, one[v] + x * sums.weight(step, k, v), [v])
+
+    def _blocks_before(self, block):
+        """Blocks of input channels before those that a block of output channels reads."""
+        groups, length = self.spec.groups, self.spec.reduction.list_length
+        group = tirx.floordiv(block, self.spec.y.blocks // groups)
+        return wide(group * length) if groups > 1 else 0
 
     @property
     def _by_vector(self) -> bool:

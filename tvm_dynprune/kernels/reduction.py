@@ -18,7 +18,7 @@ says where the loops stop to add what they have to a total, and start again from
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tvm import tirx
@@ -55,7 +55,8 @@ class Reduction:
 
     `unit` is how many neighbouring input channels open together where they are `listed`. With
     `few_registers` it unrolls the channels of a block: LLVM, left to do it, would unroll the window
-    with them and keep what it loaded for other pixels, for which there are no registers.
+    with them and keep what it loaded for other pixels, for which there are no registers. Of several
+    `groups` of channels it walks one, in order "blocks".
     """
 
     x: FeatureMap
@@ -64,6 +65,7 @@ class Reduction:
     listed: bool
     unit: int
     few_registers: bool = False
+    groups: int = 1
 
     @property
     def order(self) -> str:
@@ -85,14 +87,14 @@ class Reduction:
     @property
     def list_length(self) -> int:
         """Length of the list of input channels, or of blocks of them."""
-        return self.x.blocks if self.order == "blocks" else self.x.channels
+        return self.x.blocks // self.groups if self.order == "blocks" else self.x.channels
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the packed weights, but for the output channels."""
         (kh, kw), channels, block = self.kernel, self.x.channels, self.block_channels
         return {
-            "blocks": (channels // block, kh, kw, block),
+            "blocks": (channels // block // self.groups, kh, kw, block),
             "window_outer": (kh, kw, channels),
             "channel_outer": (channels, kh, kw),
         }[self.order]
@@ -158,6 +160,7 @@ class Reduction:
         *,
         by_vector: bool = False,
         within: tuple | None = None,
+        before: Any = 0,
     ) -> Iterator[Step]:
         """Emit the loops for sample `n`, over the list `items` if there is one.
 
@@ -166,7 +169,8 @@ class Reduction:
         those in use, `later` that of the next item's. `by_vector`, in order "blocks", stops at the
         first lane of each block only. `within` are the position and the number of the items of a
         chunk that all pixels take before the next one, if they are all; ``prefetch(i, j)`` then
-        comes once for each place of the window.
+        comes once for each place of the window. `before` counts the blocks of the groups before
+        the one that is walked.
         """
         kh, kw = self.kernel
         lanes = T.unroll if self.few_registers else T.serial
@@ -186,7 +190,7 @@ class Reduction:
                                 prefetch(i, j)
                         with lanes(0, 1 if by_vector else self.block_channels) as lane:
                             index = at * self.x.lanes + lane
-                            yield Step(block, lane, i, j, index, (block, i, j, lane))
+                            yield Step(before + block, lane, i, j, index, (block, i, j, lane))
         elif self.order == "window_outer" or within is not None:
             with T.grid(kh, kw) as (i, j):
                 self._cut(i * kw + j, self._columns, end_chunk)

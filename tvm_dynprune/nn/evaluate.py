@@ -13,7 +13,8 @@ from tvm_dynprune.nn.distributed import rank, shared_sum, world_size
 from tvm_dynprune.nn.gates import gates_of, set_gates
 from tvm_dynprune.nn.latency import LatencyTable
 from tvm_dynprune.nn.loss import expected_mac_fraction
-from tvm_dynprune.nn.macs import MacPlan, recorded_masks
+from tvm_dynprune.nn.macs import MacPlan
+from tvm_dynprune.nn.recording import recorded_masks
 
 _BATCH = 500
 

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from tvm_dynprune.errors import GroupSizeError, ModelError
 from tvm_dynprune.nn.blocks import ResidualBlock, find_blocks
-from tvm_dynprune.nn.chains import Chain, is_depthwise, trace
+from tvm_dynprune.nn.chains import Chain, trace
 from tvm_dynprune.nn.gate_kinds import BLOCK, GATES
 from tvm_dynprune.nn.roles import Roles, find_roles
 
@@ -137,8 +137,7 @@ def insert_gates(
         Parameters that ``forward`` never uses are dropped.
         ``report`` says what was gated and why the rest was not: left alone by default are the
         first convolution, those after a global pooling (squeeze and excitation), a convolution that
-        no other convolution or linear layer follows (a classifier), grouped ones that are not
-        depthwise, and ones that are called twice.
+        no other convolution or linear layer follows (a classifier), and ones that are called twice.
 
     Raises
     ------
@@ -233,8 +232,6 @@ def _refusal(chain: Chain, roles: Roles, selection: _Selection) -> str | None:
         return refused
     if chain.calls > 1:
         return f"called {chain.calls} times: one gate cannot serve several inputs"
-    if chain.conv.groups > 1 and not is_depthwise(chain.conv):
-        return f"grouped convolution ({chain.conv.groups} groups)"
     if selection.names(chain.name):
         return None
     if chain.node in roles.pooled:

@@ -5,21 +5,19 @@ A convolution executes ``open_in * open_out * kh * kw * oh * ow`` (divided by it
 open_in are the input channels that are not known zero and open_out the output channels that are
 open and needed by somebody (`tvm_dynprune.nn.propagate`). A linear layer counts likewise. A gate
 costs ``open_in * G``: its mean runs before its 1x1 convolution. Other grouped convolutions than
-depthwise ones execute all of theirs, everything else costs nothing. Where one decision closes all
-output channels, nothing that only they need is executed either.
+depthwise ones read all of their inputs, transposed ones execute all of their MACs; everything else
+costs nothing. Where one decision closes all output channels, nothing that only they need is
+executed either.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from tvm_dynprune.nn.chains import called_module, trace
-from tvm_dynprune.nn.gates import Gate, gates_of
+from tvm_dynprune.nn.gates import Gate
 from tvm_dynprune.nn.propagate import (
     Op,
     State,
@@ -29,6 +27,7 @@ from tvm_dynprune.nn.propagate import (
     classify,
     forward_states,
 )
+from tvm_dynprune.nn.recording import evaluating, recorded_masks, tensor_shapes
 
 
 @dataclass(frozen=True)
@@ -134,6 +133,8 @@ class MacPlan:
         shares = {}
         for layer in self.layers:
             first, second = open_[layer.source], needed[layer.node]
+            if layer.op is Op.GROUPED:
+                first = None
             if layer.op is Op.DEPTHWISE:
                 first = second = both(first, second)
             if layer.op is not Op.GATE:
@@ -152,7 +153,7 @@ def plan_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> MacPlan:
         torch.fx cannot trace the model.
     """
     module = model if isinstance(model, fx.GraphModule) else fx.GraphModule(model, trace(model))
-    shapes = _shapes(module, input_shape)
+    shapes = tensor_shapes(module, input_shape)
     modules: dict[str, nn.Module] = dict(module.named_modules(remove_duplicate=False))
     steps = [_step(node, modules, shapes) for node in module.graph.nodes]
     layers = [layer for step in steps for layer in _layer(step, modules, shapes)]
@@ -187,58 +188,6 @@ def count_macs(model: nn.Module, images: Tensor) -> MacCount:
     return MacCount(plan.dense, whole)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for a block, then each module back as it was."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
-
-
-@contextmanager
-def recorded_masks(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Yield a dictionary that each forward pass in the block fills: gate name to mask (N, C)."""
-    masks: dict[str, Tensor] = {}
-
-    def record(name: str, _gate: nn.Module, _inputs: object, mask: Tensor) -> None:
-        masks[name] = mask[:, :, 0, 0]
-
-    handles = [
-        gate.register_forward_hook(partial(record, name)) for name, gate in gates_of(model).items()
-    ]
-    try:
-        yield masks
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _ShapeRecorder(fx.Interpreter):
-    """Run a graph and keep the shape of every tensor."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.shapes: dict[fx.Node, torch.Size] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor) and n.op != "output":
-            self.shapes[n] = result.shape
-        return result
-
-
-def _shapes(module: fx.GraphModule, input_shape: tuple[int, int, int]) -> dict[fx.Node, torch.Size]:
-    recorder = _ShapeRecorder(module)
-    example = next((p for p in module.parameters()), torch.empty(0))
-    with evaluating(module), torch.no_grad():
-        recorder.run(torch.zeros(1, *input_shape, device=example.device, dtype=example.dtype))
-    return recorder.shapes
-
-
 def _step(node: fx.Node, modules: dict[str, nn.Module], shapes: dict[fx.Node, torch.Size]) -> Step:
     op = classify(node, modules, shapes)
     inputs = tuple(node.all_input_nodes)
@@ -268,6 +217,11 @@ def _layer(
         cost = pixels * kernel / (1 if step.op is Op.DEPTHWISE else module.groups)
         sizes = (module.in_channels, module.out_channels, cost)
         yield _Layer(name, step.node, step.inputs[0], step.op, *sizes)
+    elif isinstance(module, nn.ConvTranspose2d):
+        pixels = shapes[step.inputs[0]][2:].numel()
+        cost = pixels * module.kernel_size[0] * module.kernel_size[1] / module.groups
+        sizes = (module.in_channels, module.out_channels, cost)
+        yield _Layer(name, step.node, step.inputs[0], step.op, *sizes)
     elif isinstance(module, nn.Linear):
         rows = shapes[step.node][1:-1].numel()
         sizes = (module.in_features, module.out_features, float(rows))
@@ -287,7 +241,10 @@ def _executed(layer: _Layer, open_in: State, needed: State, device: torch.device
     """MACs (N,) of one layer, or (1,) if nothing about it depends on a gate."""
     if layer.op is Op.DEPTHWISE:
         return _count(both(open_in, needed), layer.in_channels, device) * layer.cost
-    open_in, needed = (None, None) if layer.op is Op.OPAQUE else (open_in, needed)
+    if layer.op in (Op.GROUPED, Op.OPAQUE):
+        open_in = None
+    if layer.op is Op.OPAQUE:
+        needed = None
     inputs = _count(open_in, layer.in_channels, device)
     if layer.op is Op.GATE:
         return inputs * layer.out_channels + layer.cost

@@ -30,6 +30,8 @@ class Op(Enum):
     """The mask itself."""
     MIX = auto()
     """Convolution, linear layer: needs all input channels, and its results are not zero."""
+    GROUPED = auto()
+    """Convolution of several groups: likewise, but all input channels count as open."""
     DEPTHWISE = auto()
     """Channelwise convolution; keeps zeros if it has no bias."""
     ZERO_KEEPING = auto()
@@ -66,6 +68,7 @@ _ZERO_KEEPING_FUNCTIONS = (
     "relu_",
     "contiguous",
 )
+_RESIZED = ("nearest", "bilinear")  # modes that keep 0 at 0, as the compiler knows them
 _FLATTEN = (torch.flatten, "flatten", "view", "reshape")
 _MEAN = (torch.mean, "mean")
 ADD = (torch.add, operator.add, operator.iadd, "add", "add_")
@@ -89,6 +92,9 @@ def classify(node: fx.Node, modules: Mapping[str, nn.Module], shapes: Shapes) ->
         return Op.CAT if dim in (1, 1 - len(shapes[node])) else Op.OPAQUE
     if node.target in _ZERO_KEEPING_FUNCTIONS:
         return Op.ZERO_KEEPING
+    if node.target is F.interpolate:
+        is_resized = node.kwargs.get("mode", "nearest") in _RESIZED
+        return Op.ZERO_KEEPING if is_resized else Op.OPAQUE
     if node.target in (*_FLATTEN, *_MEAN):
         return Op.ZERO_KEEPING if _keeps_channels_apart(node, shapes) else Op.OPAQUE
     return Op.CHANNELWISE if is_activation(node, dict(modules)) else Op.OPAQUE
@@ -101,11 +107,13 @@ def _classify_module(node: fx.Node, modules: dict[str, nn.Module], shapes: Shape
     if isinstance(module, nn.Conv2d):
         if is_depthwise(module):
             return Op.DEPTHWISE
-        return Op.MIX if module.groups == 1 else Op.OPAQUE  # which no kernel skips channels of
+        return Op.MIX if module.groups == 1 else Op.GROUPED
     if isinstance(module, nn.Linear):
         return Op.MIX
     if isinstance(module, nn.Flatten):
         return Op.ZERO_KEEPING if _keeps_channels_apart(node, shapes) else Op.OPAQUE
+    if isinstance(module, nn.Upsample):
+        return Op.ZERO_KEEPING if module.mode in _RESIZED else Op.OPAQUE
     if isinstance(module, _ZERO_KEEPING_MODULES):
         return Op.ZERO_KEEPING
     is_channelwise = isinstance(module, nn.BatchNorm2d) or is_activation(node, modules)
@@ -218,7 +226,7 @@ def _wish(step: Step, index: int, needed: State, open_: dict[fx.Node, State]) ->
         return both(needed, open_[step.inputs[1 - index]])
     if step.op is Op.ADD:
         return needed
-    if needed is not None and needed.shape[1] == 1 and step.op in (Op.CAT, Op.MIX):
+    if needed is not None and needed.shape[1] == 1 and step.op in (Op.CAT, Op.MIX, Op.GROUPED):
         return needed
     if step.op is Op.CAT and needed is not None:
         start = sum(step.widths[:index])

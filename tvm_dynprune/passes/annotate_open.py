@@ -14,10 +14,10 @@ After::
 
 Two analyses meet. Forward: which channels can be *non-zero*, given the gates. Backward: which
 channels somebody *needs*, given that a gate closes every reader of the others. A kernel computes
-the channels that are in both. Both go through activations that keep 0, pooling, depthwise
-convolution, concatenation, and addition, which is open where either side is. A convolution whose
-channels one decision closes needs none of its input when they are closed: so a residual block's
-gate closes the whole block.
+the channels that are in both. Both go through activations that keep 0, pooling, resizing,
+depthwise convolution, concatenation, and addition, which is open where either side is. A
+convolution whose channels one decision closes needs none of its input when they are closed: so a
+residual block's gate closes the whole block.
 
 A convolution cannot wait for a gate that is computed from it: such masks are left out of its set.
 The attribute ``block`` marks the convolutions of a block that one decision closes.
@@ -39,13 +39,18 @@ from tvm_dynprune.passes.channel_sets import (
     granularity,
     intersection,
     is_whole,
-    masks_of,
     of_width,
     slice_of,
     union,
     without,
 )
-from tvm_dynprune.passes.composite import CompositeCall, as_composite, with_arguments
+from tvm_dynprune.passes.composite import (
+    CONVOLUTIONS,
+    SUMS,
+    CompositeCall,
+    as_composite,
+    with_arguments,
+)
 from tvm_dynprune.passes.dataflow import (
     Dataflow,
     Functions,
@@ -59,8 +64,7 @@ from tvm_dynprune.passes.dataflow import (
 from tvm_dynprune.passes.gates import can_be_zero, group_size
 
 _KEEPS_ZERO = ("nn.relu", "clip", "nn.leakyrelu", "tanh", "nn.silu", "nn.gelu", "reshape")
-_CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
-_POOLS = ("max_pool2d", "avg_pool2d", "global_average")
+_PLANES = ("max_pool2d", "avg_pool2d", "resize2d", "global_average")
 
 
 @tvm.transform.module_pass(opt_level=0, name="AnnotateOpen")
@@ -121,7 +125,7 @@ class OpenSets:
 
     def _forward_composite(self, composite: CompositeCall, value: Expr) -> ChannelSet | None:
         x, arguments = self.nonzero.get(composite.arguments["x"]), composite.arguments
-        if composite.kind in _POOLS:
+        if composite.kind in _PLANES:
             return x
         own = self._mask(arguments["scale"], value) if "scale" in arguments else None
         if composite.kind == "depthwise_conv2d":
@@ -162,15 +166,15 @@ class OpenSets:
         arguments = composite.arguments
         own = self._mask(arguments["scale"], var) if "scale" in arguments else None
         computed = intersection(own, needed)
-        if composite.kind in _POOLS:
+        if composite.kind in (*_PLANES, "depthwise_conv2d"):
             computed = intersection(self.nonzero[var], needed)
-        elif composite.kind == "depthwise_conv2d":
-            computed = intersection(self.nonzero[var], needed)
+        elif composite.kind == "transposed_conv2d":
+            computed = None
         source = arguments["x"]
         late = self.flow.descendants(var)
         self.computed[var] = without(computed, late)
         wanted = self.computed[var]
-        if composite.kind == "conv2d":
+        if composite.kind in SUMS:
             wanted = of_width(wanted, shape_of(source)[1]) if is_whole(wanted) else None
         self._claim(source, wanted)
         for role, argument in arguments.items():
@@ -218,7 +222,7 @@ class _Annotator:
     def _find_blocks(self) -> None:
         for var, computed in self.sets.computed.items():
             composite = as_composite(self.functions, self.sets.flow.definition[var])
-            if is_whole(computed) and composite.kind in _CONVOLUTIONS:
+            if is_whole(computed) and composite.kind in CONVOLUTIONS:
                 if "scale" not in composite.arguments:
                     self.blocks.add(of_width(computed, 1))
 
@@ -227,7 +231,7 @@ class _Annotator:
         if not is_whole(computed) or of_width(computed, 1) not in self.blocks:
             return ""
         if "scale" not in composite.arguments:
-            return "inner" if composite.kind in _CONVOLUTIONS else ""
+            return "inner" if composite.kind in CONVOLUTIONS else ""
         return "last" if composite.kind == "conv2d" else ""
 
     def _annotated(self, var: Var, composite: CompositeCall) -> Expr:
@@ -292,6 +296,3 @@ class _Annotator:
 
     def _order(self, var: Var) -> int:
         return list(self.values).index(var)
-
-
-__all__ = ["AnnotateOpen", "OpenSets", "masks_of"]

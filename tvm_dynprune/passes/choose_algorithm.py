@@ -27,10 +27,11 @@ from tvm import relax
 
 from tvm_dynprune.kernels.space_to_depth import kernel_after
 from tvm_dynprune.passes.composite import (
-    PREFIX,
+    SUMS,
     CompositeCall,
     as_composite,
     is_composite,
+    kind_of,
     operator_of,
 )
 from tvm_dynprune.passes.dataflow import Dataflow, Functions, shape_of
@@ -86,7 +87,7 @@ class ChooseAlgorithm:
         cached = fits_cache(mod, self.cache_kib)
         model = CostModel(self.lanes, self.cost, cached, self.winograd, self.registers)
         for global_var, func in functions.items():
-            if is_composite(func) and func.attrs["Composite"] == PREFIX + "conv2d":
+            if is_composite(func) and kind_of(func) in SUMS:
                 if "algorithm" not in func.attrs:
                     costs = model.costs(func, *self._open_fractions(func))
                     chosen = {
@@ -207,7 +208,8 @@ class CostModel:
                 for value in (call.attrs.strides, call.attrs.dilation, call.attrs.padding[:2])
             ),
         )
-        if dilation != (1, 1) or kernel[0] != kernel[1] or pads[0] != pads[1]:
+        is_square = kernel[0] == kernel[1] and pads[0] == pads[1]
+        if kind_of(func) != "conv2d" or dilation != (1, 1) or not is_square:
             return []
         if strides == (1, 1) and kernel == (3, 3) and c_in % self.lanes == 0:
             return [("winograd_2", 3), ("winograd_4", 3)]
@@ -219,7 +221,8 @@ class CostModel:
     def _gathers(self, func: relax.Function) -> bool:
         """Whether going by the open output channels means to put vectors together."""
         unit = int(func.attrs["open_unit"])
-        return "open_out" in _roles(func) and _is_indexed(func) and unit % self.lanes != 0
+        listed = "open_out" in _roles(func) and _is_indexed(func)
+        return listed and unit % self.lanes != 0 and kind_of(func) == "conv2d"
 
 
 def fits_cache(mod: tvm.IRModule, cache_kib: int) -> bool:
@@ -231,7 +234,7 @@ def weights_kib(mod: tvm.IRModule) -> float:
     """Size of all layers' weights, as transformed for the largest tiles where they can be."""
     sizes = {}
     for func in mod.functions.values():
-        if is_composite(func) and func.attrs["Composite"] == PREFIX + "conv2d":
+        if is_composite(func) and kind_of(func) in SUMS:
             roles = [str(role) for role in func.attrs["roles"]]
             shape = shape_of(func.params[roles.index("weight")])
             points = 36 if shape[2:] == (3, 3) else shape[2] * shape[3]
@@ -276,7 +279,7 @@ def choices_of(func: relax.Function, functions: Functions) -> list[Choice]:
     found = []
     for binding in Dataflow(func).bindings:
         composite = as_composite(functions, binding.value)
-        if composite is None or composite.kind != "conv2d":
+        if composite is None or composite.kind not in SUMS:
             continue
         algorithm = str(composite.attribute("algorithm"))
         reason = _reason(algorithm, composite)

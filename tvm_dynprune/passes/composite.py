@@ -4,8 +4,9 @@
 The body says what the function means; attributes say what lowering needs to know:
 
 =================  =================================================================================
-``Composite``      "dynprune.conv2d", "dynprune.depthwise_conv2d", "dynprune.max_pool2d",
-                   "dynprune.avg_pool2d" or "dynprune.global_average"
+``Composite``      "dynprune.conv2d", "dynprune.grouped_conv2d", "dynprune.depthwise_conv2d",
+                   "dynprune.transposed_conv2d", "dynprune.max_pool2d", "dynprune.avg_pool2d",
+                   "dynprune.resize2d" or "dynprune.global_average"
 ``layer``          the layer's name
 ``roles``          what each parameter is: x, weight, bias, scale, residual, open_in, open_out
 ``epilogue``       steps after the convolution: bias, scale, residual, relu, clip:LOW:HIGH
@@ -25,9 +26,11 @@ from tvm import relax
 from tvm.ir import Expr
 from tvm.relax import Call, Var
 
-from tvm_dynprune.passes.dataflow import Functions
+from tvm_dynprune.passes.dataflow import Functions, shape_of
 
 PREFIX = "dynprune."
+SUMS = ("conv2d", "grouped_conv2d")  # kinds that sum over input channels
+CONVOLUTIONS = (*SUMS, "depthwise_conv2d")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class CompositeCall:
     @property
     def kind(self) -> str:
         """Such as "conv2d"."""
-        return str(self.func.attrs["Composite"]).removeprefix(PREFIX)
+        return kind_of(self.func)
 
     @property
     def layer(self) -> str:
@@ -77,6 +80,19 @@ def as_composite(functions: Functions, value: Expr) -> CompositeCall | None:
 def operator_of(func: relax.Function) -> Call:
     """The convolution or pooling in a composite function's body."""
     return func.body.blocks[0].bindings[0].value
+
+
+def geometry_of(call: Call) -> tuple[tuple[int, int], ...]:
+    """Kernel, stride, and padding at the top and left, of a convolution."""
+    stride, pad = (
+        tuple(int(v) for v in values)[:2] for values in (call.attrs.strides, call.attrs.padding)
+    )
+    return shape_of(call.args[1])[2:], stride, pad
+
+
+def kind_of(func: relax.Function) -> str:
+    """The kind of a composite function, such as "conv2d"."""
+    return str(func.attrs["Composite"]).removeprefix(PREFIX)
 
 
 def is_composite(func: object) -> bool:

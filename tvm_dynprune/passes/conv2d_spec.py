@@ -8,6 +8,7 @@ from math import gcd
 import tvm
 from tvm.relax import Var
 
+from tvm_dynprune.kernels.channel_groups import merged_groups
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.passes.activations import parse_activation
@@ -89,6 +90,9 @@ def conv2d_spec(
         by_lane=target.by_lane,
         permutes=target.permutes,
     )
+    if composite.kind == "grouped_conv2d":
+        sizes = spec.x.channels, spec.y.channels, spec.y.lanes
+        spec = replace(spec, groups=merged_groups(int(attrs.groups), *sizes))
     lowering = str(composite.attribute("lowering"))
     if lowering == "indexed":
         return _indexed(plan, var, composite, spec)
@@ -130,8 +134,11 @@ def _indexed(plan: LayoutPlan, var: Var, composite: CompositeCall, spec: Conv2d)
         by_block = gcd(int(composite.attribute("open_unit")), lanes) == lanes
         fill = spec.residual is not None or plan.fills(var)
         # Channels outside the list are not computed, so a mask of zeros and ones has done its work.
-        scale = spec.scale and not composite.attribute("binary_scale", 0)
+        exact = composite.attribute("binary_scale", 0)
         visit = "blocks" if by_block else "gather"
+        if composite.kind == "grouped_conv2d" and not by_block:
+            visit, exact = "blocks", False
+        scale = spec.scale and not exact
         spec = replace(spec, visit=visit, fill=fill, scale=scale)
     return spec
 

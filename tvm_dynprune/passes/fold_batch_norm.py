@@ -24,6 +24,8 @@ from tvm.relax import Call, Var, op
 from tvm_dynprune.passes.dataflow import channel_vector, constant_of, op_name, shape_of
 from tvm_dynprune.passes.rewriter import Rewriter, constant, rewriting_pass
 
+_OUTPUT_AXIS = {"nn.conv2d": 0, "nn.conv2d_transpose": 1}  # of the weights
+
 
 class _FoldBatchNorm(Rewriter):
     def rewrite(self, var: Var, call: Expr) -> Expr | None:
@@ -91,14 +93,18 @@ class _FoldBatchNorm(Rewriter):
             if bias is None or not self.is_only_use(value.args[0]):
                 return none
             value = self.value(value.args[0])
-        if op_name(value) != "nn.conv2d" or constant_of(value.args[1]) is None:
+        if op_name(value) not in _OUTPUT_AXIS or constant_of(value.args[1]) is None:
+            return none
+        if op_name(value) == "nn.conv2d_transpose" and int(value.attrs.groups) > 1:
             return none
         channels = shape_of(value)[1]
         return value, np.zeros(channels, "float32") if bias is None else bias
 
     def _folded(self, convolution: Call, factor: np.ndarray, offset: np.ndarray) -> Expr:
         weight = constant_of(convolution.args[1])
-        scaled = constant(weight * factor[:, None, None, None])
+        shape = [1, 1, 1, 1]
+        shape[_OUTPUT_AXIS[op_name(convolution)]] = -1
+        scaled = constant(weight * np.broadcast_to(factor, shape_of(convolution)[1]).reshape(shape))
         arguments = [convolution.args[0], scaled]
         call = Call(convolution.op, arguments, convolution.attrs, convolution.ty_args)
         named = self._named(call, convolution)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FuseKernels: group each convolution or pooling with its epilogue into a composite function.
+"""FuseKernels: make each convolution with its epilogue, pooling or resizing a composite function.
 
 Before::
 
@@ -14,8 +14,8 @@ After::
 
 The epilogue is bias, activation, scale, residual addition, activation, each optional, in this
 order. Needs FoldBatchNorm before it; feeds AnnotateOpen.
-Leaves a grouped convolution that is not depthwise, an average pooling whose last window ends past
-the padding, and steps after a result that others read.
+Leaves an average pooling whose last window ends past the padding, and steps after a result that
+others read.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from tvm import relax
 from tvm.ir import Expr
 from tvm.relax import Call, Var
 
+from tvm_dynprune.kernels.resize2d import COORDINATES, METHODS
 from tvm_dynprune.passes.activations import ActivationSteps, activations_of
-from tvm_dynprune.passes.composite import PREFIX, add_composite
+from tvm_dynprune.passes.composite import CONVOLUTIONS, PREFIX, SUMS, add_composite
 from tvm_dynprune.passes.dataflow import (
     Dataflow,
     Functions,
@@ -44,7 +45,12 @@ from tvm_dynprune.passes.dataflow import (
 )
 from tvm_dynprune.passes.gates import is_binary
 
-_POOLS = {"nn.max_pool2d": "max_pool2d", "nn.avg_pool2d": "avg_pool2d", "mean": "global_average"}
+_PLANES = {
+    "nn.max_pool2d": "max_pool2d",
+    "nn.avg_pool2d": "avg_pool2d",
+    "image.resize2d": "resize2d",
+    "mean": "global_average",
+}
 _STAGES = ("convolution", "bias", "before", "scale", "residual", "after")
 
 
@@ -106,8 +112,8 @@ class _Fuser:
         """Kind, and the steps that are fused."""
         call = self.flow.definition[var]
         name, steps = op_name(call), [_Step("convolution", (var,))]
-        if name in _POOLS and _is_plain_pool(call):
-            return _POOLS[name], steps
+        if name in _PLANES and _is_by_plane(call):
+            return _PLANES[name], steps
         kind = _convolution_kind(call)
         if kind is None:
             return None
@@ -132,13 +138,15 @@ class _Fuser:
         name, shape = op_name(value), shape_of(user)
         if name not in ("add", "multiply") or shape != shape_of(current):
             return None
+        if kind == "transposed_conv2d":
+            return None
         other = value.args[1] if value.args[0].same_as(current) else value.args[0]
         if not isinstance(other, Var) or self.flow.depends_on(other, steps[0].result):
             return None
         if name == "multiply" and done < _STAGES.index("scale"):
             is_scale = shape_of(other) == (*shape[:2], 1, 1)
             return _Step("scale", (user,), "scale", other) if is_scale else None
-        is_residual = name == "add" and shape_of(other) == shape and kind == "conv2d"
+        is_residual = name == "add" and shape_of(other) == shape and kind in SUMS
         if is_residual and done < _STAGES.index("residual"):
             return _Step("residual", (user,), "residual", other)
         return None
@@ -157,7 +165,7 @@ class _Fuser:
         var = steps[0].result
         call = self.flow.definition[var]
         roles = {"x": call.args[0]}
-        if kind in ("conv2d", "depthwise_conv2d"):
+        if kind in (*CONVOLUTIONS, "transposed_conv2d"):
             roles["weight"] = call.args[1]
         roles |= {step.label: step.argument for step in steps if step.argument is not None}
         body = self._body(call, roles, steps)
@@ -211,13 +219,16 @@ def _activation_step(activation: ActivationSteps, kind: str, steps: list[_Step])
     """
     done, labels = _STAGES.index(steps[-1].stage), [step.label for step in steps]
     if done < _STAGES.index("before"):
-        stage, fits = "before", kind == "conv2d" or "bias" in labels or activation.keeps_zero
+        stage, sums = "before", kind != "depthwise_conv2d" or "bias" in labels
+        fits = sums or activation.keeps_zero
     else:
         stage, fits = "after", activation.keeps_zero and steps[-1].stage == "residual"
     return _Step(stage, activation.steps, activation.label) if fits else None
 
 
 def _convolution_kind(call: Expr) -> str | None:
+    if op_name(call) == "nn.conv2d_transpose":
+        return "transposed_conv2d" if _is_plain_transposed(call) else None
     if op_name(call) != "nn.conv2d" or constant_of(call.args[1]) is None:
         return None
     x, weight = shape_of(call.args[0]), shape_of(call.args[1])
@@ -226,16 +237,31 @@ def _convolution_kind(call: Expr) -> str | None:
     groups = int(call.attrs.groups)
     if groups == 1:
         return "conv2d"
-    return "depthwise_conv2d" if groups == x[1] == weight[0] else None
+    return "depthwise_conv2d" if groups == x[1] == weight[0] else "grouped_conv2d"
 
 
-def _is_plain_pool(call: Call) -> bool:
+def _is_plain_transposed(call: Call) -> bool:
+    attrs, weight = call.attrs, shape_of(call.args[1])
+    if constant_of(call.args[1]) is None or shape_of(call) is None:
+        return False
+    if attrs.data_layout != "NCHW" or attrs.kernel_layout != "IOHW" or int(attrs.groups) > 1:
+        return False
+    if str(call.ty.dtype) != "float32" or any(int(step) > 1 for step in attrs.dilation):
+        return False
+    # Else some pixels are no sums at all.
+    return all(int(s) <= side for s, side in zip(attrs.strides, weight[2:], strict=True))
+
+
+def _is_by_plane(call: Call) -> bool:
     shape = shape_of(call.args[0])
     if shape is None or len(shape) != 4 or str(call.ty.dtype) != "float32":
         return False
     if op_name(call) == "mean":
         axes = call.attrs.axis
         return bool(call.attrs.keepdims) and axes is not None and [int(a) for a in axes] == [2, 3]
+    if op_name(call) == "image.resize2d":
+        known = call.attrs.coordinate_transformation_mode in COORDINATES
+        return known and call.attrs.layout == "NCHW" and call.attrs.method in METHODS
     return call.attrs.layout == "NCHW" and not _averages_past_padding(call)
 
 

@@ -2,11 +2,11 @@
 """What each layer of a compiled network costs, in terms of its gates: data for the manifest.
 
 A layer of (C_in, C_out) channels executes ``open_in * open_out * macs_per_pair``
-multiply-accumulates for one input, a depthwise layer ``open_out * macs_per_pair``. The open sets
-are JSON terms:
-``null`` for all channels, ``{"gate": i}``, ``{"gate": i, "channels": C}`` for a gate's one decision
-over another number of channels, ``{"any": [...]}``, ``{"all": [...]}`` and
-``{"concat": [[term, channels], ...]}``; `runtime.macs` evaluates them.
+multiply-accumulates for one input; of several groups C_in is that of one, and all of them are open.
+The open sets are JSON terms: ``null`` for all channels, ``{"gate": i}``,
+``{"gate": i, "channels": C}`` for a gate's one decision over another number of channels,
+``{"any": [...]}``, ``{"all": [...]}`` and ``{"concat": [[term, channels], ...]}``; `runtime.macs`
+evaluates them.
 """
 
 import json
@@ -17,7 +17,7 @@ from tvm.relax import Var
 
 from tvm_dynprune.passes.annotate_open import OpenSets
 from tvm_dynprune.passes.channel_sets import ChannelSet, Concatenation, Mask, Union, without
-from tvm_dynprune.passes.composite import as_composite
+from tvm_dynprune.passes.composite import CONVOLUTIONS, as_composite
 from tvm_dynprune.passes.dataflow import Functions, constant_of, op_name, result_of, shape_of
 
 
@@ -28,8 +28,12 @@ def layer_macs(func: relax.Function, functions: Functions) -> list[dict]:
     layers = []
     for binding in sets.flow.bindings:
         composite = as_composite(functions, binding.value)
-        if composite is None or composite.kind not in ("conv2d", "depthwise_conv2d"):
-            if op_name(binding.value) == "nn.conv2d":
+        if composite is None or composite.kind not in CONVOLUTIONS:
+            if composite is not None and composite.kind == "transposed_conv2d":
+                layers.append(_transposed_layer(composite.layer, composite.operator, batch))
+            elif op_name(binding.value) == "nn.conv2d_transpose":
+                layers.append(_transposed_layer(binding.var.name, binding.value, batch))
+            elif op_name(binding.value) == "nn.conv2d":
                 layers.append(_plain_layer(binding.var, binding.value, batch))
             elif op_name(binding.value) == "matmul":
                 layers.extend(_linear_layer(binding.var, binding.value, batch))
@@ -43,11 +47,24 @@ def layer_macs(func: relax.Function, functions: Functions) -> list[dict]:
                 "channels_in": 1 if is_depthwise else weight[1],
                 "channels_out": weight[0],
                 "macs_per_pair": _pixels(binding.var, batch) * weight[2] * weight[3],
-                "open_in": None if is_depthwise else _term(source, gates),
+                "open_in": _term(source, gates) if composite.kind == "conv2d" else None,
                 "open_out": _term(sets.computed[binding.var], gates),
             }
         )
     return layers
+
+
+def _transposed_layer(layer: str, call: relax.Call, batch: int) -> dict:
+    """A transposed convolution: every pixel of its input takes part with the whole kernel."""
+    x, weight = shape_of(call.args[0]), shape_of(call.args[1])
+    return {
+        "layer": layer,
+        "channels_in": weight[0],
+        "channels_out": weight[1],
+        "macs_per_pair": x[0] // batch * prod(x[2:]) * prod(weight[2:]),
+        "open_in": None,
+        "open_out": None,
+    }
 
 
 def _plain_layer(var: Var, call: relax.Call, batch: int) -> dict:

@@ -13,8 +13,9 @@ from tvm import relax
 from tvm.relax import Var
 
 from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.kernels.transposed_conv2d import halo_needed
 from tvm_dynprune.passes.activations import clip_keeps_zero
-from tvm_dynprune.passes.composite import CompositeCall, as_composite
+from tvm_dynprune.passes.composite import SUMS, CompositeCall, as_composite, geometry_of
 from tvm_dynprune.passes.dataflow import Dataflow, Functions, op_name, operands, result_of, shape_of
 
 
@@ -165,7 +166,7 @@ class LayoutPlan:
             return False
         if any(role != "x" and _is(arg, var) for role, arg in composite.arguments.items()):
             return False
-        if composite.kind == "conv2d":
+        if composite.kind in SUMS:
             return "open_in" in composite.arguments
         producer = self.composites.get(var)
         own = None if producer is None else producer.arguments.get("open_out")
@@ -221,8 +222,12 @@ def _same_shapes(variables: list[Var]) -> bool:
 
 def _halo_of(composite: CompositeCall) -> int:
     """Pixels of zeros around its input that a kernel reads."""
-    if composite.kind in ("max_pool2d", "global_average"):
+    if composite.kind in ("max_pool2d", "global_average", "resize2d"):
         return 0
+    if composite.kind == "transposed_conv2d":
+        call = composite.operator
+        planes = shape_of(call.args[0])[2:], shape_of(call)[2:]
+        return max(halo_needed(*side) for side in zip(*geometry_of(call), *planes, strict=True))
     return max(int(pad) for pad in composite.operator.attrs.padding)
 
 

@@ -26,17 +26,26 @@ from tvm.relax import Var, op
 from tvm_dynprune.errors import NotLoweredError
 from tvm_dynprune.kernels.blocking import Affine, block_channels, unblock_channels
 from tvm_dynprune.kernels.open_list import open_list
-from tvm_dynprune.passes.composite import is_composite
+from tvm_dynprune.passes.composite import SUMS, is_composite
 from tvm_dynprune.passes.conv2d_spec import KernelTarget
 from tvm_dynprune.passes.dataflow import Functions, operands, result_of, shape_of, substitute
 from tvm_dynprune.passes.layout_plan import LayoutPlan, tensor
 from tvm_dynprune.passes.lower_conv2d import can_pool, lower_conv2d
-from tvm_dynprune.passes.lower_window import lower_global_average, lower_window
+from tvm_dynprune.passes.lower_resize2d import lower_resize2d
+from tvm_dynprune.passes.lower_transposed_conv2d import lower_transposed_conv2d
+from tvm_dynprune.passes.lower_window import WINDOWS, lower_global_average, lower_window
 from tvm_dynprune.passes.merge_small_kernels import MERGEABLE
 from tvm_dynprune.passes.normalisation import normalisation_of
 
 OPAQUE = 8  # TVM's OpPatternKind
 KERNEL_CALLS = "kernel_calls"  # attribute of a lowered function: its kernels in order, with layers
+_LOWER = {
+    **dict.fromkeys(SUMS, lower_conv2d),
+    **dict.fromkeys(WINDOWS, lower_window),
+    "transposed_conv2d": lower_transposed_conv2d,
+    "resize2d": lower_resize2d,
+    "global_average": lower_global_average,
+}
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerKernels")
@@ -115,11 +124,7 @@ class KernelEmitter:
         if var in self._blocked:
             pass  # what computed its operands, or another result of theirs, computed it too
         elif composite is not None:
-            lower = {
-                "conv2d": lower_conv2d,
-                "global_average": lower_global_average,
-            }.get(composite.kind, lower_window)
-            self._blocked[self.plan.holder(var)] = lower(self, var, composite)
+            self._blocked[self.plan.holder(var)] = _LOWER[composite.kind](self, var, composite)
         elif var in self.plan.blocked:
             mapping = {operand: self.blocked(operand) for operand in operands(value)}
             self._blocked[var] = self.builder.emit(substitute(value, mapping), var.name)
@@ -173,9 +178,9 @@ class KernelEmitter:
 
     def _can_pool(self, var: Var) -> bool:
         composite = self.plan.composites.get(var)
-        if composite is None or composite.kind == "global_average":
+        if composite is None or composite.kind not in (*SUMS, *WINDOWS):
             return False
-        return composite.kind != "conv2d" or can_pool(self, var, composite)
+        return composite.kind in WINDOWS or can_pool(self, var, composite)
 
     def add(self, kernel: tvm.tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
         """Add a kernel to the module; TVM must not fuse it with what stands around it."""

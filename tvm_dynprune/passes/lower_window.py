@@ -20,7 +20,7 @@ from tvm_dynprune.passes.dataflow import constant_of, shape_of
 if TYPE_CHECKING:
     from tvm_dynprune.passes.lower_kernels import KernelEmitter
 
-_KINDS = {"depthwise_conv2d": "depthwise", "max_pool2d": "max", "avg_pool2d": "average"}
+WINDOWS = {"depthwise_conv2d": "depthwise", "max_pool2d": "max", "avg_pool2d": "average"}
 
 
 def lower_window(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Var:
@@ -28,9 +28,9 @@ def lower_window(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
     attrs, given, plan = composite.operator.attrs, composite.arguments, emitter.plan
     is_depthwise = composite.kind == "depthwise_conv2d"
     steps = [step for step in composite.epilogue if step not in ("bias", "scale")]
-    lists = _lists(emitter, composite)
+    lists = open_blocks(emitter, composite)
     spec = Window(
-        kind=_KINDS[composite.kind],
+        kind=WINDOWS[composite.kind],
         x=plan.feature_map(given["x"]),
         y=plan.feature_map(var),
         kernel=shape_of(given["weight"])[2:] if is_depthwise else _pair(attrs.pool_size),
@@ -61,14 +61,14 @@ def lower_window(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
 
 def lower_global_average(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Var:
     """Emit a global average pooling; returns its blocked result."""
-    lists = _lists(emitter, composite)
+    lists = open_blocks(emitter, composite)
     spec = GlobalAverage(emitter.plan.feature_map(composite.arguments["x"]), listed=bool(lists))
     out = [relax.TensorType(emitter.plan.feature_map(var).shape, "float32")]
     arguments = [emitter.blocked(composite.arguments["x"]), *lists]
     return emitter.call(global_average(spec), "global_average", arguments, out)
 
 
-def _lists(emitter: KernelEmitter, composite: CompositeCall) -> list[Expr]:
+def open_blocks(emitter: KernelEmitter, composite: CompositeCall) -> list[Expr]:
     """Block list and counts, where the kernel goes by them."""
     if str(composite.attribute("lowering")) != "indexed" or "open_out" not in composite.arguments:
         return []
