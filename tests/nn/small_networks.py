@@ -130,6 +130,23 @@ class Decoder(nn.Module):
         return self.last(torch.cat([resized, c], 1))
 
 
+class ChannelsLast(nn.Module):
+    """A depthwise convolution with a bias between gated ones, then a block as ConvNeXt's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.norm, self.wide, self.narrow = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.last = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(self.stem(x).relu()).relu()
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        y = self.narrow(nn.functional.gelu(self.wide(y))).permute(0, 3, 1, 2)
+        return self.last(x + y)
+
+
 class Inverted(nn.Module):
     """Expansion, depthwise, projection; with batch norm a closed channel is not 0 by itself."""
 

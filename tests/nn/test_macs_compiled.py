@@ -13,6 +13,7 @@ from torch import nn
 from tests.kernels.util import quick_host
 from tests.nn.small_networks import (
     Chain,
+    ChannelsLast,
     Decoder,
     Fire,
     Grouped,
@@ -38,7 +39,7 @@ from tvm_dynprune.passes.layer_macs import layer_macs
 from tvm_dynprune.runtime.macs import executed_macs
 from tvm_dynprune.runtime.session import Session
 
-MODELS = (Chain, Residual, Fire, Inverted, Squeezed, Grouped, Decoder)
+MODELS = (Chain, Residual, Fire, Inverted, Squeezed, Grouped, Decoder, ChannelsLast)
 
 
 def pixels(count: int, *shape: int) -> np.ndarray:

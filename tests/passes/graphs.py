@@ -277,6 +277,14 @@ def a_transposed_convolution_and_a_resized_plane(g: Graph, x: Var):
     return g.conv(g.concat(up, resized), 24, name="last")
 
 
+@case(first=("", "a"), second=("", "b"), last=("b", ""))
+def a_layer_normalisation_reads_everything(g: Graph, x: Var):
+    y = g.times(g.relu(g.conv(x, 20, name="first")), g.gate(x, 20, 4, name="a"))
+    affine = [g.constant(20), g.constant(20)]
+    z = g.emit(op.nn.layer_norm(y, *affine, [1], epsilon=1e-5))
+    return g.conv(g.times(g.conv(z, 16, name="second"), g.gate(y, 16, 8, name="b")), 8, name="last")
+
+
 @case(first=("", "a"))
 def a_gated_result_is_returned(g: Graph, x: Var):
     y = g.conv(x, 21, name="first", bias=True, strides=2)

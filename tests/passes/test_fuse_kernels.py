@@ -255,6 +255,15 @@ def test_resized_planes_become_kernels(method):
     assert composites(after)["resized"].attrs["Composite"] == "dynprune.resize2d"
 
 
+def test_layer_normalisation_over_channels_becomes_a_kernel():
+    def body(g, x):
+        y = g.emit(op.nn.layer_norm(x, g.constant(8), g.constant(8), [1], epsilon=1e-5), "norm")
+        return g.emit(op.nn.layer_norm(y, g.constant(8), g.constant(8), [2], epsilon=1e-5))
+
+    after = assert_promises(FuseKernels(), Graph.build(body, (1, 8, 8, 4)))
+    assert ops(after) == ["norm", "nn.layer_norm"]
+
+
 def test_leaves_a_convolution_whose_weight_is_computed():
     body = lambda g, x, w: g.emit(op.nn.conv2d(x, w))  # noqa: E731
     assert_unchanged(FuseKernels(), Graph.build(body, SHAPE, (4, 8, 1, 1)))

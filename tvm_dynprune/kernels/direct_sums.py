@@ -257,8 +257,8 @@ class DirectSums(Conv2dBuilder):
     def _blocks_before(self, block):
         """Blocks of input channels before those that a block of output channels reads."""
         groups, length = self.spec.groups, self.spec.reduction.list_length
-        group = tirx.floordiv(block, self.spec.y.blocks // groups)
-        return wide(group * length) if groups > 1 else 0
+        each = self.spec.y.blocks // groups
+        return wide(tirx.floordiv(block, each) * length) if groups > 1 else 0
 
     @property
     def _by_vector(self) -> bool:

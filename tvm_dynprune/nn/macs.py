@@ -3,7 +3,8 @@
 
 A convolution executes ``open_in * open_out * kh * kw * oh * ow`` (divided by its groups), where
 open_in are the input channels that are not known zero and open_out the output channels that are
-open and needed by somebody (`tvm_dynprune.nn.propagate`). A linear layer counts likewise. A gate
+open and needed by somebody (`tvm_dynprune.nn.propagate`). A depthwise one skips zero channels only
+if it makes zeros of them: without a bias or batch norm. A linear layer counts likewise. A gate
 costs ``open_in * G``: its mean runs before its 1x1 convolution. Other grouped convolutions than
 depthwise ones read all of their inputs, transposed ones execute all of their MACs; everything else
 costs nothing. Where one decision closes all output channels, nothing that only they need is
@@ -69,9 +70,7 @@ class _Layer:
     """
 
     name: str
-    node: fx.Node
-    source: fx.Node
-    op: Op
+    step: Step
     in_channels: int
     out_channels: int
     cost: float
@@ -109,7 +108,7 @@ class MacPlan:
         needed = backward_states(self.steps, open_)
         totals: dict[str, Tensor] = {}
         for layer in self.layers:
-            macs = _executed(layer, open_[layer.source], needed[layer.node], device)
+            macs = _executed(layer, *_sets(layer.step, open_, needed), device)
             totals[layer.name] = totals[layer.name] + macs if layer.name in totals else macs
         return totals
 
@@ -132,12 +131,8 @@ class MacPlan:
         needed = backward_states(self.steps, open_)
         shares = {}
         for layer in self.layers:
-            first, second = open_[layer.source], needed[layer.node]
-            if layer.op is Op.GROUPED:
-                first = None
-            if layer.op is Op.DEPTHWISE:
-                first = second = both(first, second)
-            if layer.op is not Op.GATE:
+            first, second = _sets(layer.step, open_, needed)
+            if layer.step.op is not Op.GATE:
                 sizes = layer.in_channels, layer.out_channels
                 counts = _count(first, sizes[0], device), _count(second, sizes[1], device)
                 shares[layer.name] = (counts[0] / sizes[0], counts[1] / sizes[1])
@@ -159,7 +154,7 @@ def plan_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> MacPlan:
     layers = [layer for step in steps for layer in _layer(step, modules, shapes)]
     dense: dict[str, int] = {}
     for layer in layers:
-        if layer.op is not Op.GATE:
+        if layer.step.op is not Op.GATE:
             dense[layer.name] = dense.get(layer.name, 0) + _dense(layer)
     return MacPlan(steps, layers, dense)
 
@@ -191,12 +186,20 @@ def count_macs(model: nn.Module, images: Tensor) -> MacCount:
 def _step(node: fx.Node, modules: dict[str, nn.Module], shapes: dict[fx.Node, torch.Size]) -> Step:
     op = classify(node, modules, shapes)
     inputs = tuple(node.all_input_nodes)
-    widths = tuple(_channels(shapes, source) for source in inputs)
+    widths = tuple(_width(op, shapes, source, node) for source in inputs)
     module = called_module(node, modules)
-    has_no_bias = op is Op.DEPTHWISE and isinstance(module, nn.Conv2d) and module.bias is None
-    keeps_zeros = op is Op.ZERO_KEEPING or has_no_bias
+    keeps_zeros = op is Op.ZERO_KEEPING
+    if op is Op.DEPTHWISE and isinstance(module, nn.Conv2d):
+        users = [called_module(user, modules) for user in node.users]
+        has_norm = any(isinstance(user, nn.BatchNorm2d) for user in users)
+        keeps_zeros = module.bias is None and not has_norm
     is_whole = isinstance(module, Gate) and module.groups == 1
     return Step(node, op, inputs, widths, _channels(shapes, node), keeps_zeros, is_whole)
+
+
+def _width(op: Op, shapes: dict[fx.Node, torch.Size], source: fx.Node, node: fx.Node) -> int:
+    is_broadcast = op in (Op.MUL, Op.ADD) and shapes[source][2:] != shapes[node][2:]
+    return 0 if is_broadcast else _channels(shapes, source)
 
 
 def _channels(shapes: dict[fx.Node, torch.Size], node: fx.Node) -> int:
@@ -210,26 +213,26 @@ def _layer(
     if isinstance(module, Gate):
         for_each, on_top = module.macs(shapes[step.inputs[0]][2:].numel())
         sizes = (module.in_channels, for_each, float(on_top))
-        yield _Layer(name, step.node, step.inputs[0], step.op, *sizes)
+        yield _Layer(name, step, *sizes)
     elif isinstance(module, nn.Conv2d):
         pixels = shapes[step.node][2:].numel()
         kernel = module.kernel_size[0] * module.kernel_size[1]
         cost = pixels * kernel / (1 if step.op is Op.DEPTHWISE else module.groups)
         sizes = (module.in_channels, module.out_channels, cost)
-        yield _Layer(name, step.node, step.inputs[0], step.op, *sizes)
+        yield _Layer(name, step, *sizes)
     elif isinstance(module, nn.ConvTranspose2d):
         pixels = shapes[step.inputs[0]][2:].numel()
         cost = pixels * module.kernel_size[0] * module.kernel_size[1] / module.groups
         sizes = (module.in_channels, module.out_channels, cost)
-        yield _Layer(name, step.node, step.inputs[0], step.op, *sizes)
+        yield _Layer(name, step, *sizes)
     elif isinstance(module, nn.Linear):
         rows = shapes[step.node][1:-1].numel()
         sizes = (module.in_features, module.out_features, float(rows))
-        yield _Layer(name, step.node, step.inputs[0], step.op, *sizes)
+        yield _Layer(name, step, *sizes)
 
 
 def _dense(layer: _Layer) -> int:
-    pairs = layer.in_channels * (1 if layer.op is Op.DEPTHWISE else layer.out_channels)
+    pairs = layer.in_channels * (1 if layer.step.op is Op.DEPTHWISE else layer.out_channels)
     return round(pairs * layer.cost)
 
 
@@ -237,18 +240,27 @@ def _device(masks: Mapping[str, Tensor]) -> torch.device | None:
     return next((mask.device for mask in masks.values()), None)
 
 
-def _executed(layer: _Layer, open_in: State, needed: State, device: torch.device | None) -> Tensor:
+def _sets(
+    step: Step, open_: Mapping[fx.Node, State], needed: Mapping[fx.Node, State]
+) -> tuple[State, State]:
+    """The input and output channels that a layer computes with; of a depthwise one they are one."""
+    first, second = open_[step.inputs[0]], needed[step.node]
+    if step.op is Op.DEPTHWISE:
+        second = both(first, second) if step.keeps_zeros else second
+        return second, second
+    if step.op is Op.OPAQUE:
+        return None, None
+    return None if step.op is Op.GROUPED else first, second
+
+
+def _executed(layer: _Layer, first: State, second: State, device: torch.device | None) -> Tensor:
     """MACs (N,) of one layer, or (1,) if nothing about it depends on a gate."""
-    if layer.op is Op.DEPTHWISE:
-        return _count(both(open_in, needed), layer.in_channels, device) * layer.cost
-    if layer.op in (Op.GROUPED, Op.OPAQUE):
-        open_in = None
-    if layer.op is Op.OPAQUE:
-        needed = None
-    inputs = _count(open_in, layer.in_channels, device)
-    if layer.op is Op.GATE:
+    inputs = _count(first, layer.in_channels, device)
+    if layer.step.op is Op.DEPTHWISE:
+        return inputs * layer.cost
+    if layer.step.op is Op.GATE:
         return inputs * layer.out_channels + layer.cost
-    return inputs * _count(needed, layer.out_channels, device) * layer.cost
+    return inputs * _count(second, layer.out_channels, device) * layer.cost
 
 
 def _count(state: State, channels: int, device: torch.device | None) -> Tensor:

@@ -139,7 +139,8 @@ class Step:
     node, op
         The node and how it treats channels.
     inputs, widths
-        The tensors that it reads, and their channel counts.
+        The tensors that it reads, and their channel counts: 0 of one with fewer pixels than the
+        product or sum that it is part of. Nobody looks which of its channels are needed.
     channels
         Channel count of its result.
     keeps_zeros

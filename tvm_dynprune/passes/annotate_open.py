@@ -63,7 +63,8 @@ from tvm_dynprune.passes.dataflow import (
 )
 from tvm_dynprune.passes.gates import can_be_zero, group_size
 
-_KEEPS_ZERO = ("nn.relu", "clip", "nn.leakyrelu", "tanh", "nn.silu", "nn.gelu", "reshape")
+_ACTIVATIONS = ("nn.relu", "clip", "nn.leakyrelu", "tanh", "nn.silu", "nn.gelu")
+_KEEPS_ZERO = (*_ACTIVATIONS, "nn.adaptive_avg_pool2d", "reshape")
 _PLANES = ("max_pool2d", "avg_pool2d", "resize2d", "global_average")
 
 
@@ -168,7 +169,7 @@ class OpenSets:
         computed = intersection(own, needed)
         if composite.kind in (*_PLANES, "depthwise_conv2d"):
             computed = intersection(self.nonzero[var], needed)
-        elif composite.kind == "transposed_conv2d":
+        elif composite.kind in ("transposed_conv2d", "layer_norm"):
             computed = None
         source = arguments["x"]
         late = self.flow.descendants(var)

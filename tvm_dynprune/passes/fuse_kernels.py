@@ -49,6 +49,7 @@ _PLANES = {
     "nn.max_pool2d": "max_pool2d",
     "nn.avg_pool2d": "avg_pool2d",
     "image.resize2d": "resize2d",
+    "nn.layer_norm": "layer_norm",
     "mean": "global_average",
 }
 _STAGES = ("convolution", "bias", "before", "scale", "residual", "after")
@@ -259,6 +260,10 @@ def _is_by_plane(call: Call) -> bool:
     if op_name(call) == "mean":
         axes = call.attrs.axis
         return bool(call.attrs.keepdims) and axes is not None and [int(a) for a in axes] == [2, 3]
+    if op_name(call) == "nn.layer_norm":
+        is_constant = all(constant_of(values) is not None for values in call.args[1:])
+        is_affine = bool(call.attrs.center) and bool(call.attrs.scale)
+        return is_constant and is_affine and [int(axis) for axis in call.attrs.axes] == [1]
     if op_name(call) == "image.resize2d":
         known = call.attrs.coordinate_transformation_mode in COORDINATES
         return known and call.attrs.layout == "NCHW" and call.attrs.method in METHODS

@@ -222,7 +222,7 @@ def _same_shapes(variables: list[Var]) -> bool:
 
 def _halo_of(composite: CompositeCall) -> int:
     """Pixels of zeros around its input that a kernel reads."""
-    if composite.kind in ("max_pool2d", "global_average", "resize2d"):
+    if composite.kind in ("max_pool2d", "global_average", "resize2d", "layer_norm"):
         return 0
     if composite.kind == "transposed_conv2d":
         call = composite.operator

@@ -23,10 +23,7 @@ from tvm.ir import Expr
 from tvm.relax import Call, Var, op
 
 from tvm_dynprune.passes.dataflow import constant_of, op_name, shape_of
-from tvm_dynprune.passes.rewriter import Rewriter, constant, rewriting_pass
-
-_UNARY = ("nn.relu", "clip", "sigmoid", "tanh", "nn.silu", "nn.gelu", "nn.leakyrelu")
-_BINARY = ("add", "subtract", "multiply", "divide")
+from tvm_dynprune.passes.rewriter import BINARY, UNARY, Rewriter, constant, rewriting_pass
 
 
 class _LinearToConv2d(Rewriter):
@@ -36,14 +33,14 @@ class _LinearToConv2d(Rewriter):
             return self._convolution(var, call)
         if name == "reshape":
             return self._merged(call)
-        if name in _UNARY:
+        if name in UNARY:
             plane = self._plane(call.args[0])
             if plane is not None:
                 arguments = [plane, *call.args[1:]]
                 return op.reshape(
                     Call(call.op, arguments, call.attrs, call.ty_args), shape_of(call)
                 )
-        if name in _BINARY:
+        if name in BINARY:
             return self._binary(call)
         return None
 

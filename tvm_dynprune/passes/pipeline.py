@@ -28,6 +28,7 @@ from tvm_dynprune.passes.linear_to_conv2d import LinearToConv2d
 from tvm_dynprune.passes.lower_kernels import LowerKernels, check_lowered
 from tvm_dynprune.passes.merge_kernel_calls import MergeKernelCalls
 from tvm_dynprune.passes.merge_small_kernels import MergeSmallKernels
+from tvm_dynprune.passes.move_channels_first import MoveChannelsFirst
 from tvm_dynprune.passes.multiply_by_reciprocal import MultiplyByReciprocal
 from tvm_dynprune.passes.sink_into_branches import SinkIntoBranches
 from tvm_dynprune.soc import Soc
@@ -39,6 +40,7 @@ def simplify_passes() -> list[tvm.transform.Pass]:
         relax.transform.CanonicalizeBindings(),  # importers' tuples and aliases hide data flow
         relax.transform.FoldConstant(),  # reshaped biases become constants
         CanonicalizeClip(),
+        MoveChannelsFirst,
         FoldBatchNorm,
         MultiplyByReciprocal,
         CanonicalizePooling,

@@ -10,6 +10,10 @@ from tvm_ffi import structural_equal
 
 from tvm_dynprune.passes.dataflow import Dataflow, map_functions, rebuild, result_of, substitute
 
+# Elementwise operations that rewritings move past changes of shape.
+UNARY = ("nn.relu", "clip", "sigmoid", "tanh", "nn.silu", "nn.gelu", "nn.leakyrelu")
+BINARY = ("add", "subtract", "multiply", "divide")
+
 
 class Rewriter:
     """Base of the passes that replace single calls.
