@@ -278,6 +278,18 @@ def a_transposed_convolution_and_a_resized_plane(g: Graph, x: Var):
 
 
 @case(first=("", "a"), second=("", "b"), last=("b", ""))
+def batch_norms_before_their_convolutions(g: Graph, x: Var):
+    def norm(y: Var, channels: int) -> Var:
+        y = g.emit(op.multiply(y, g.constant(1, channels, 1, 1)))
+        return g.relu(g.emit(op.add(y, g.constant(1, channels, 1, 1))))
+
+    y = g.times(g.conv(x, 16, name="first"), g.gate(x, 16, 8, name="a"))
+    mask = g.gate(x, 16, 8, name="b")
+    z = g.times(g.conv(norm(y, 16), 16, name="second"), mask)
+    return g.conv(g.times(norm(z, 16), mask), 24, name="last")
+
+
+@case(first=("", "a"), second=("", "b"), last=("b", ""))
 def a_layer_normalisation_reads_everything(g: Graph, x: Var):
     y = g.times(g.relu(g.conv(x, 20, name="first")), g.gate(x, 20, 4, name="a"))
     affine = [g.constant(20), g.constant(20)]

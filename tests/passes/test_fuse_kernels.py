@@ -255,6 +255,39 @@ def test_resized_planes_become_kernels(method):
     assert composites(after)["resized"].attrs["Composite"] == "dynprune.resize2d"
 
 
+def norm(g, x):
+    """A batch norm that no convolution takes in."""
+    y = g.emit(op.multiply(x, g.constant(1, 8, 1, 1)), "norm")
+    return g.emit(op.add(y, g.constant(1, 8, 1, 1)))
+
+
+def test_a_batch_norm_before_its_convolution_is_a_kernel():
+    def body(g, x):
+        return g.conv(g.relu(norm(g, g.conv(x, 8, name="first"))), 4, name="second")
+
+    before = Graph.build(body, SHAPE)
+    after = assert_promises(FuseKernels(), before)
+    assert_same_numbers(before, after)
+    assert ops(after) == ["first", "norm", "second"]
+    assert list(composites(after)["norm"].attrs["epilogue"]) == ["bias", "relu"]
+
+
+def test_what_normalises_an_image_is_none():
+    after = FuseKernels()(Graph.build(lambda g, x: g.conv(norm(g, x), 4), SHAPE))
+    assert list(composites(after)) == ["conv"]
+
+
+def test_what_is_part_of_an_activation_is_none():
+    def body(g, x):
+        y = g.conv(x, 8)
+        three, sixth = relax.const(3.0, "float32"), relax.const(1 / 6, "float32")
+        clipped = g.emit(op.clip(g.emit(op.add(y, three)), 0, 6))
+        return g.emit(op.multiply(y, g.emit(op.multiply(clipped, sixth))))
+
+    after = assert_promises(FuseKernels(), Graph.build(body, SHAPE))
+    assert ops(after) == ["conv"]
+
+
 def test_layer_normalisation_over_channels_becomes_a_kernel():
     def body(g, x):
         y = g.emit(op.nn.layer_norm(x, g.constant(8), g.constant(8), [1], epsilon=1e-5), "norm")

@@ -15,6 +15,7 @@ from tvm.relax.frontend.onnx import from_onnx as _import
 from tvm_dynprune.errors import ModelError
 from tvm_dynprune.frontend.layers import check_finite, name_convolutions
 from tvm_dynprune.frontend.names import CLASSES_KEY
+from tvm_dynprune.frontend.reference_pools import AveragePool, MaxPool
 
 
 def from_onnx(path: str | Path, *, batch: int | None = None) -> tvm.IRModule:
@@ -58,7 +59,7 @@ def load_onnx(
     """Read an ONNX file: Relax module, reference (ONNX's own evaluator), class names if stored."""
     mod = from_onnx(path, batch=batch)
     model = onnx.load(path)
-    evaluator = ReferenceEvaluator(model)
+    evaluator = ReferenceEvaluator(model, new_ops=[MaxPool, AveragePool])
 
     def reference(x: np.ndarray) -> list[np.ndarray]:
         return [

@@ -45,6 +45,7 @@ from tvm_dynprune.passes.channel_sets import (
     without,
 )
 from tvm_dynprune.passes.composite import (
+    BY_CHANNEL,
     CONVOLUTIONS,
     SUMS,
     CompositeCall,
@@ -129,7 +130,7 @@ class OpenSets:
         if composite.kind in _PLANES:
             return x
         own = self._mask(arguments["scale"], value) if "scale" in arguments else None
-        if composite.kind == "depthwise_conv2d":
+        if composite.kind in BY_CHANNEL:
             return own if "bias" in composite.epilogue else intersection(own, x)
         if "residual" in arguments:
             return union(own, self.nonzero.get(arguments["residual"]))
@@ -167,7 +168,7 @@ class OpenSets:
         arguments = composite.arguments
         own = self._mask(arguments["scale"], var) if "scale" in arguments else None
         computed = intersection(own, needed)
-        if composite.kind in (*_PLANES, "depthwise_conv2d"):
+        if composite.kind in (*_PLANES, *BY_CHANNEL):
             computed = intersection(self.nonzero[var], needed)
         elif composite.kind in ("transposed_conv2d", "layer_norm"):
             computed = None

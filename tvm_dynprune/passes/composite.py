@@ -6,7 +6,8 @@ The body says what the function means; attributes say what lowering needs to kno
 =================  =================================================================================
 ``Composite``      "dynprune.conv2d", "dynprune.grouped_conv2d", "dynprune.depthwise_conv2d",
                    "dynprune.transposed_conv2d", "dynprune.max_pool2d", "dynprune.avg_pool2d",
-                   "dynprune.resize2d", "dynprune.layer_norm" or "dynprune.global_average"
+                   "dynprune.resize2d", "dynprune.layer_norm", "dynprune.affine" or
+                   "dynprune.global_average"
 ``layer``          the layer's name
 ``roles``          what each parameter is: x, weight, bias, scale, residual, open_in, open_out
 ``epilogue``       steps after the convolution: bias, scale, residual, relu, clip:LOW:HIGH
@@ -31,6 +32,7 @@ from tvm_dynprune.passes.dataflow import Functions, shape_of
 PREFIX = "dynprune."
 SUMS = ("conv2d", "grouped_conv2d")  # kinds that sum over input channels
 CONVOLUTIONS = (*SUMS, "depthwise_conv2d")
+BY_CHANNEL = ("depthwise_conv2d", "affine")  # kinds with weights, but for each channel alone
 
 
 @dataclass(frozen=True)

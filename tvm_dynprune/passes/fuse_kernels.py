@@ -30,7 +30,7 @@ from tvm.relax import Call, Var
 
 from tvm_dynprune.kernels.resize2d import COORDINATES, METHODS
 from tvm_dynprune.passes.activations import ActivationSteps, activations_of
-from tvm_dynprune.passes.composite import CONVOLUTIONS, PREFIX, SUMS, add_composite
+from tvm_dynprune.passes.composite import BY_CHANNEL, CONVOLUTIONS, PREFIX, SUMS, add_composite
 from tvm_dynprune.passes.dataflow import (
     Dataflow,
     Functions,
@@ -44,6 +44,7 @@ from tvm_dynprune.passes.dataflow import (
     substitute,
 )
 from tvm_dynprune.passes.gates import is_binary
+from tvm_dynprune.passes.normalisation import normalisation_of
 
 _PLANES = {
     "nn.max_pool2d": "max_pool2d",
@@ -95,6 +96,7 @@ class _Fuser:
             for binding in self.flow.bindings
             for activation in activations_of(self.flow, binding.var)
         }
+        self.activated = {var for found in self.activations.values() for var in found.steps}
         self.fused: set[Var] = set()
         self.taken = {gv.name_hint for gv in functions}
 
@@ -115,7 +117,7 @@ class _Fuser:
         name, steps = op_name(call), [_Step("convolution", (var,))]
         if name in _PLANES and _is_by_plane(call):
             return _PLANES[name], steps
-        kind = _convolution_kind(call)
+        kind = "affine" if self._is_affine(var, call) else _convolution_kind(call)
         if kind is None:
             return None
         while (step := self._step(kind, steps)) is not None:
@@ -124,6 +126,21 @@ class _Fuser:
                 break
             steps.append(step)
         return kind, steps
+
+    def _is_affine(self, var: Var, call: Expr) -> bool:
+        """Whether each channel is multiplied by a constant, as a batch norm of its own does.
+
+        What normalises an image does it where the image is blocked.
+        """
+        if op_name(call) != "multiply" or not isinstance(call.args[0], Var):
+            return False
+        if var in self.activated:
+            return False
+        shape = shape_of(var) or ()
+        if len(shape) != 4 or shape[2:] == (1, 1) or shape_of(call.args[0]) != shape:
+            return False
+        found = normalisation_of(self.flow, var)
+        return found is not None and found.source in self.flow.definition
 
     def _step(self, kind: str, steps: list[_Step]) -> _Step | None:
         """The step that continues the epilogue, if any does."""
@@ -166,7 +183,7 @@ class _Fuser:
         var = steps[0].result
         call = self.flow.definition[var]
         roles = {"x": call.args[0]}
-        if kind in (*CONVOLUTIONS, "transposed_conv2d"):
+        if kind in (*CONVOLUTIONS, "transposed_conv2d", "affine"):
             roles["weight"] = call.args[1]
         roles |= {step.label: step.argument for step in steps if step.argument is not None}
         body = self._body(call, roles, steps)
@@ -220,7 +237,7 @@ def _activation_step(activation: ActivationSteps, kind: str, steps: list[_Step])
     """
     done, labels = _STAGES.index(steps[-1].stage), [step.label for step in steps]
     if done < _STAGES.index("before"):
-        stage, sums = "before", kind != "depthwise_conv2d" or "bias" in labels
+        stage, sums = "before", kind not in BY_CHANNEL or "bias" in labels
         fits = sums or activation.keeps_zero
     else:
         stage, fits = "after", activation.keeps_zero and steps[-1].stage == "residual"

@@ -18,6 +18,8 @@ from tvm_dynprune.passes.activations import clip_keeps_zero
 from tvm_dynprune.passes.composite import SUMS, CompositeCall, as_composite, geometry_of
 from tvm_dynprune.passes.dataflow import Dataflow, Functions, op_name, operands, result_of, shape_of
 
+_WITHOUT_HALO = ("max_pool2d", "global_average", "resize2d", "layer_norm", "affine")
+
 
 class LayoutPlan:
     """The layout decisions for one function with composite calls."""
@@ -222,7 +224,7 @@ def _same_shapes(variables: list[Var]) -> bool:
 
 def _halo_of(composite: CompositeCall) -> int:
     """Pixels of zeros around its input that a kernel reads."""
-    if composite.kind in ("max_pool2d", "global_average", "resize2d", "layer_norm"):
+    if composite.kind in _WITHOUT_HALO:
         return 0
     if composite.kind == "transposed_conv2d":
         call = composite.operator

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lowering of depthwise convolutions and poolings; see `LowerKernels`."""
+"""Lowering of depthwise convolutions, affine functions and poolings; see `LowerKernels`."""
 
 from __future__ import annotations
 
@@ -14,42 +14,47 @@ from tvm_dynprune.kernels.conv2d import pack_channels
 from tvm_dynprune.kernels.global_average import GlobalAverage, global_average
 from tvm_dynprune.kernels.window import Window, pack_depthwise_weight, window
 from tvm_dynprune.passes.activations import parse_activation
-from tvm_dynprune.passes.composite import CompositeCall
+from tvm_dynprune.passes.composite import BY_CHANNEL, CompositeCall
 from tvm_dynprune.passes.dataflow import constant_of, shape_of
 
 if TYPE_CHECKING:
     from tvm_dynprune.passes.lower_kernels import KernelEmitter
 
-WINDOWS = {"depthwise_conv2d": "depthwise", "max_pool2d": "max", "avg_pool2d": "average"}
+WINDOWS = {
+    **dict.fromkeys(BY_CHANNEL, "depthwise"),  # an affine function is one with a window of 1x1
+    "max_pool2d": "max",
+    "avg_pool2d": "average",
+}
 
 
 def lower_window(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Var:
-    """Emit a depthwise convolution, max or average pooling; returns its blocked result."""
+    """Emit what treats each channel alone; returns its blocked result."""
     attrs, given, plan = composite.operator.attrs, composite.arguments, emitter.plan
-    is_depthwise = composite.kind == "depthwise_conv2d"
     steps = [step for step in composite.epilogue if step not in ("bias", "scale")]
     lists = open_blocks(emitter, composite)
+    weight = _weight(composite)
+    kernel = _pair(attrs.pool_size) if weight is None else weight.shape[2:]
+    has_steps = composite.kind != "affine"
     spec = Window(
         kind=WINDOWS[composite.kind],
         x=plan.feature_map(given["x"]),
         y=plan.feature_map(var),
-        kernel=shape_of(given["weight"])[2:] if is_depthwise else _pair(attrs.pool_size),
-        stride=_pair(attrs.strides),
-        pad=_pair(attrs.padding),
-        dilation=_pair(attrs.dilation),
+        kernel=kernel,
+        stride=_pair(attrs.strides) if has_steps else (1, 1),
+        pad=_pair(attrs.padding) if has_steps else (0, 0),
+        dilation=_pair(attrs.dilation) if has_steps else (1, 1),
         bias="bias" in given,
         after=parse_activation(steps[0]) if steps else None,
         scale="scale" in given and not _is_settled(composite, plan.lanes, lists),
-        count_padding=is_depthwise or bool(getattr(attrs, "count_include_pad", False)),
+        count_padding=bool(getattr(attrs, "count_include_pad", False)),
         listed=bool(lists),
         fill=plan.fills(var),
         pools=emitter.pooling(var) is not None,
         registers=emitter.target.registers,
     )
     arguments: list[Expr] = [emitter.blocked(given["x"])]
-    if is_depthwise:
-        packed = pack_depthwise_weight(constant_of(given["weight"]), spec)
-        arguments.append(relax.const(packed))
+    if weight is not None:
+        arguments.append(relax.const(pack_depthwise_weight(weight, spec)))
     if spec.bias:
         bias = np.broadcast_to(constant_of(given["bias"]).reshape(-1), (spec.y.channels,))
         arguments.append(relax.const(pack_channels(bias, spec.y)))
@@ -57,6 +62,14 @@ def lower_window(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
         arguments.append(emitter.plain(given["scale"]))
     name = f"{composite.kind}_{composite.layer}"
     return emitter.compute(var, window(spec), name, [*arguments, *lists])
+
+
+def _weight(composite: CompositeCall) -> np.ndarray | None:
+    """Weights (C, 1, KH, KW) of a convolution; None of a pooling."""
+    if composite.kind == "affine":
+        factor, (_, channels, *_) = composite.arguments["weight"], shape_of(composite.operator)
+        return np.broadcast_to(constant_of(factor).reshape(-1, 1, 1, 1), (channels, 1, 1, 1))
+    return constant_of(composite.arguments["weight"]) if "weight" in composite.arguments else None
 
 
 def lower_global_average(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Var:
