@@ -146,7 +146,7 @@ def run(
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="Artifact folder, or the name of a network.")],
+    what: Annotated[str, typer.Argument(help="Artifact folder, model file, or name of a network.")],
     mac_cut: Annotated[Optional[float], typer.Option(help="Forced gates: MAC cut.")] = None,  # noqa: UP045
     open_fraction: Annotated[float, typer.Option(help="Forced gates: share of open groups.")] = 0.5,
     against: Annotated[
@@ -173,11 +173,10 @@ def bench(
     from tvm_dynprune.bench.bench import measure_bench
     from tvm_dynprune.bench.device import measure_device_bench
     from tvm_dynprune.bench.engines import PEERS
-    from tvm_dynprune.bench.forced import Gating, compile_forced, force_gates
-    from tvm_dynprune.bench.inputs import random_images
+    from tvm_dynprune.bench.forced import Gating
     from tvm_dynprune.bench.layers import measure_layers
+    from tvm_dynprune.bench.subject import load_subject
     from tvm_dynprune.progress import working
-    from tvm_dynprune.runtime import Artifact
     from tvm_dynprune.soc import load_soc
     from tvm_dynprune.tables import layers_table
 
@@ -188,42 +187,30 @@ def bench(
     if unknown := [name for name in peers if name not in PEERS]:
         raise UserError(f"--against {unknown[0]}: one or more of {','.join(PEERS)}")
     with tempfile.TemporaryDirectory() as folder:
-        forced = None
-        if Path(what).is_dir():
-            if peers:
-                raise UserError("--against runs networks by name: an artifact is ours alone")
-            artifact = Artifact.load(what)
-        else:
-            with working(f"compiling {what} with forced gates"):
-                gating = Gating(group_size, open_fraction, mac_cut, seed)
-                forced = force_gates(what, gating, inputs)
-                out = Path(folder) / "artifact"
-                tuned = tuned_kernels(log, load_soc(soc), lowering)
-                artifact = compile_forced(
-                    forced, out, soc=soc, lowering=checked_lowering(lowering), tuned=tuned
-                )
-        batch, *size = artifact.manifest.input_shape
-        images = (
-            random_images(inputs * batch, tuple(size), seed) if forced is None else forced.images
-        )
+        with working(f"preparing {what}"):
+            subject = load_subject(
+                what,
+                Path(folder),
+                gating=Gating(group_size, open_fraction, mac_cut, seed),
+                inputs=inputs,
+                soc=soc,
+                lowering=checked_lowering(lowering),
+                tuned=tuned_kernels(log, load_soc(soc), lowering),
+            )
+        artifact, images = subject.artifact, subject.images
         with connected(device, tracker, key, wait) as remote:
             if remote is None:
                 result = measure_bench(
-                    artifact,
-                    images,
-                    forced=forced,
-                    against=peers,
-                    threads=threads,
-                    rounds=rounds,
-                    seed=seed,
+                    subject, against=peers, threads=threads, rounds=rounds, seed=seed
                 )
             elif peers or layers:
                 raise UserError("--against and --layers measure here, not on a device")
             else:
                 result = measure_device_bench(
-                    artifact, images, remote, forced=forced is not None, rounds=rounds, seed=seed
+                    artifact, images, remote, forced=subject.is_forced, rounds=rounds, seed=seed
                 )
         if layers:
+            batch = artifact.manifest.input_shape[0]
             result["layers"] = measure_layers(artifact, images[:batch])
     show(result, json_out)
     if layers and str(json_out) != "-":

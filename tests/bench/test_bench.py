@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tvm_dynprune.bench import bench
+from tvm_dynprune.bench import subject as subjects
 from tvm_dynprune.bench.bench import measure_bench
 from tvm_dynprune.bench.engines import PEERS, engine_module
 from tvm_dynprune.bench.forced import Forced, Gating, compile_forced, force_gates
+from tvm_dynprune.bench.subject import Subject, forced_subject, load_subject
 from tvm_dynprune.bench.suite import page
 from tvm_dynprune.bench.turns import EngineError
 from tvm_dynprune.errors import ToolError
+from tvm_dynprune.nn.export import write_onnx
 from tvm_dynprune.report.suite_plot import plot_suite
 
 
@@ -23,9 +25,8 @@ def forced() -> Forced:
 
 def measured(forced: Forced, folder: Path) -> dict:
     artifact = compile_forced(forced, folder / "artifact", soc="host", lowering="indexed")
-    return measure_bench(
-        artifact, forced.images, forced=forced, against=["onnxruntime"], rounds=2, seed=0
-    )
+    subject = forced_subject(forced, artifact, folder)
+    return measure_bench(subject, against=["onnxruntime"], rounds=2, seed=0)
 
 
 def test_against_another_engine(forced: Forced, tmp_path: Path) -> None:
@@ -54,15 +55,58 @@ def test_against_another_engine(forced: Forced, tmp_path: Path) -> None:
 def test_an_engine_that_computes_something_else_is_an_error(
     forced: Forced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = bench.write_for_peers
+    write = subjects.write_for_peers
 
     def write_another(network: torch.nn.Module, name: str, path: Path) -> None:
         other = force_gates("fashion_cnn", Gating(seed=1))
         write(other.dense if path.stem == "dense" else network, name, path)
 
-    monkeypatch.setattr(bench, "write_for_peers", write_another)
-    with pytest.raises(EngineError, match="engine onnxruntime differs from PyTorch by"):
+    monkeypatch.setattr(subjects, "write_for_peers", write_another)
+    with pytest.raises(
+        EngineError, match="engine onnxruntime differs from the network's own framework by"
+    ):
         measured(forced, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def files(forced: Forced, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """dense.onnx and gated.onnx."""
+    folder = tmp_path_factory.mktemp("files")
+    for name, network in (("dense", forced.dense), ("gated", forced.gated)):
+        write_onnx(
+            torch.export.export(network, (torch.rand(1, 1, 28, 28),)), folder / f"{name}.onnx"
+        )
+    return folder
+
+
+def loaded(what: Path, folder: Path) -> Subject:
+    return load_subject(
+        str(what), folder, gating=Gating(), inputs=2, soc="host", lowering="indexed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "peer"), [("dense", "onnxruntime"), ("gated", "onnxruntime_masked")]
+)
+def test_a_file_is_what_others_run(name: str, peer: str, files: Path, tmp_path: Path) -> None:
+    result = measure_bench(
+        loaded(files / f"{name}.onnx", tmp_path), against=["onnxruntime"], rounds=1
+    )
+    engines = result["engines"]
+    assert list(engines) == ["dynprune", "dynprune_dense", peer]
+    assert engines[peer]["max_abs_error"] < 1e-5
+    ratio = engines[peer]["median_ms"] / engines["dynprune"]["median_ms"]
+    assert result["speedup_vs_best_peer"] == pytest.approx(ratio)
+    assert not result["forced_gates"]
+
+
+def test_others_run_no_artifact_and_torch_no_onnx_file(files: Path, tmp_path: Path) -> None:
+    subject = loaded(files / "dense.onnx", tmp_path)
+    with pytest.raises(ToolError, match="export the network to .*dense.pt2 too"):
+        measure_bench(subject, against=["torch"], rounds=1)
+    artifact = loaded(subject.artifact.path, tmp_path)
+    with pytest.raises(ToolError, match="--against takes an ONNX file or the name of a network"):
+        measure_bench(artifact, against=["onnxruntime"], rounds=1)
 
 
 def test_forced_networks_share_their_weights(forced: Forced) -> None:

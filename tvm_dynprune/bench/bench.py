@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from tvm_dynprune.bench.engines import engine_module
-from tvm_dynprune.bench.forced import Forced, outputs, write_for_peers
 from tvm_dynprune.bench.measurement import (
     engine_statistics,
     latency_ms,
@@ -19,10 +18,11 @@ from tvm_dynprune.bench.measurement import (
     provenance,
     realised_fraction,
 )
+from tvm_dynprune.bench.subject import DENSE, MASKED, Originals, Subject
 from tvm_dynprune.bench.turns import Engine, EngineError, measure_in_turns, our_engine
 from tvm_dynprune.errors import ToolError
 from tvm_dynprune.progress import track, working
-from tvm_dynprune.runtime import Artifact, Session
+from tvm_dynprune.runtime import Session
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +30,8 @@ TOLERANCE = 1e-3  # of the outputs' scale, for an engine to count as correct
 
 
 def measure_bench(
-    artifact: Artifact,
-    images: np.ndarray,
+    subject: Subject,
     *,
-    forced: Forced | None = None,
     against: Sequence[str] = (),
     threads: int = 1,
     rounds: int = 10,
@@ -43,13 +41,10 @@ def measure_bench(
 
     Parameters
     ----------
-    images
-        (N, C, H, W) float32, N a multiple of the artifact's batch.
-    forced
-        What the artifact was compiled from; needed with `against`.
     against
         Other engines, each of which runs the dense network; the fastest that can runs the masked
-        one too, which is what gating costs without us.
+        one too, which is what gating costs without us. Of a network that is there with its gates
+        only, each runs the masked one.
     rounds
         How often all inputs are timed, three times each.
     seed
@@ -58,10 +53,13 @@ def measure_bench(
     Raises
     ------
     ToolError
-        An engine is not installed or cannot convert the network.
+        An engine is not installed or cannot convert the network, or there is none to convert.
     EngineError
-        An engine dies or computes something else than PyTorch.
+        An engine dies or computes something else than the network's own framework.
     """
+    artifact, images, originals = subject.artifact, subject.images, subject.originals
+    if against and originals is None:
+        raise ToolError("--against takes an ONNX file or the name of a network: no others run this")
     manifest = artifact.manifest
     session = Session(artifact, threads=threads)
     session.run(images)
@@ -73,8 +71,8 @@ def measure_bench(
     batch = manifest.input_shape[0]
     with tempfile.TemporaryDirectory() as folder:
         peers, wanted = [], {}
-        if forced is not None and against:
-            peers, wanted = _peers(forced, against, images, Path(folder), threads)
+        if originals is not None and against:
+            peers, wanted = _peers(originals, against, images, batch, Path(folder), threads)
         with track("timing in turns", rounds * len(images) // batch) as advance:
             measured = measure_in_turns(
                 [*ours, *peers], images, batch, threads=threads, rounds=rounds, advance=advance
@@ -83,7 +81,7 @@ def measure_bench(
     times = {name: one.times_ms for name, one in measured.items()}
     gated, dense = times["dynprune"], times["dynprune_dense"]
     gated_ms, dense_ms = latency_ms(gated), latency_ms(dense)
-    fastest_ms = min((latency_ms(times[name]) for name in against), default=None)
+    fastest_ms = min((latency_ms(times[one.name]) for one in peers[: len(against)]), default=None)
     statistics = {name: engine_statistics(values) for name, values in times.items()}
     for name, one in measured.items():
         statistics[name]["peak_memory_mib"] = one.peak_memory_mib
@@ -95,7 +93,7 @@ def measure_bench(
         "soc": manifest.soc,
         "lowering": manifest.lowering,
         "threads": threads,
-        "forced_gates": forced is not None,
+        "forced_gates": subject.is_forced,
         "engines": statistics,
         "mac_cut": cut,
         "open_fraction": float(open_fraction(session.open_groups).mean()),
@@ -109,33 +107,41 @@ def measure_bench(
 
 
 def _peers(
-    forced: Forced, against: Sequence[str], images: np.ndarray, folder: Path, threads: int
+    originals: Originals,
+    against: Sequence[str],
+    images: np.ndarray,
+    batch: int,
+    folder: Path,
+    threads: int,
 ) -> tuple[list[Engine], dict[str, np.ndarray]]:
     """The engines, the masked network in the fastest of them last, and what each must compute."""
+    files, kind = originals.files, DENSE if DENSE in originals.files else MASKED
     with working("converting the network for the other engines"):
-        models = {name: folder / f"{name}.onnx" for name in ("dense", "masked")}
-        write_for_peers(forced.dense, forced.name, models["dense"])
-        write_for_peers(forced.gated, forced.name, models["masked"])
-        engines = [_peer(name, name, models["dense"], folder) for name in against]
-    with working("looking for the fastest of the other engines"):
-        first = measure_in_turns(engines, images[:1], 1, threads=threads, repeat=10)
-        ranked = sorted(against, key=lambda name: float(np.median(first[name].times_ms)))
-        masked = _masked(ranked, models["masked"], images[:1], folder, threads)
-    wanted = dict.fromkeys(against, outputs(forced.dense, images))
-    if masked is not None:
-        wanted[masked.name] = outputs(forced.gated, images)
-        engines.append(masked)
+        engines = [_peer(_label(name, kind), name, files[kind], folder) for name in against]
+        wanted = dict.fromkeys((one.name for one in engines), originals.outputs[kind](images))
+    if kind == DENSE and MASKED in files:
+        with working("looking for the fastest of the other engines"):
+            first = measure_in_turns(engines, images[:batch], batch, threads=threads, repeat=10)
+            ranked = sorted(against, key=lambda name: float(np.median(first[name].times_ms)))
+            masked = _masked(ranked, files[MASKED], images[:batch], folder, threads)
+        if masked is not None:
+            wanted[masked.name] = originals.outputs[MASKED](images)
+            engines.append(masked)
     return engines, wanted
 
 
+def _label(name: str, kind: str) -> str:
+    return name if kind == DENSE else f"{name}_masked"
+
+
 def _masked(
-    ranked: Sequence[str], model: Path, image: np.ndarray, folder: Path, threads: int
+    ranked: Sequence[str], model: Path, images: np.ndarray, folder: Path, threads: int
 ) -> Engine | None:
     """The masked network in the first engine that can run it; not each knows all operators."""
     for name in ranked:
         try:
-            engine = _peer(f"{name}_masked", name, model, folder)
-            measure_in_turns([engine], image, 1, threads=threads)
+            engine = _peer(_label(name, MASKED), name, model, folder)
+            measure_in_turns([engine], images, len(images), threads=threads)
         except (ToolError, EngineError) as error:
             logger.warning("%s cannot run the masked network: %s", name, error)
         else:
@@ -153,7 +159,9 @@ def _error(got: np.ndarray, wanted: np.ndarray, name: str) -> float:
     """Largest error as a share of the outputs' scale; too large a one is an error."""
     error = float(np.abs(got - wanted).max() / np.abs(wanted).max())
     if not error <= TOLERANCE:
-        raise EngineError(f"engine {name} differs from PyTorch by {error:.1e} of the scale")
+        raise EngineError(
+            f"engine {name} differs from the network's own framework by {error:.1e} of the scale"
+        )
     return error
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from tvm_dynprune.errors import ToolError
+
 PACKAGE = "torch"
 SETTINGS = "torch.compile, mode max-autotune, frozen weights, channels_last"
 
@@ -35,8 +37,17 @@ class _Engine:
 
 
 def prepare(model: Path, folder: Path) -> Path:
-    """PyTorch takes the ``.pt2`` beside the ONNX file."""
-    return model.with_suffix(".pt2")
+    """PyTorch takes the ``.pt2`` beside the ONNX file.
+
+    Raises
+    ------
+    ToolError
+        There is none.
+    """
+    exported = model.with_suffix(".pt2")
+    if not exported.is_file():
+        raise ToolError(f"torch takes no ONNX file: export the network to {exported} too")
+    return exported
 
 
 def load(model: Path, threads: int, options: dict[str, Any]) -> _Engine:
