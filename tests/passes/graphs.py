@@ -277,6 +277,23 @@ def a_transposed_convolution_and_a_resized_plane(g: Graph, x: Var):
     return g.conv(g.concat(up, resized), 24, name="last")
 
 
+@case(first=("", "a"), last=("a", "b"), after=("b", ""))
+def squeeze_and_excitation(g: Graph, x: Var):
+    y = g.times(g.relu(g.conv(x, 24, name="first")), g.gate(x, 24, 8, name="a"))
+    pooled = g.emit(op.mean(y, axis=[2, 3], keepdims=True))
+    scale = g.emit(op.sigmoid(g.conv(pooled, 24, 1)))
+    z = g.conv(g.emit(op.multiply(y, scale)), 16, 1, name="last")
+    return g.conv(g.times(z, g.gate(x, 16, 4, name="b")), 8, name="after")
+
+
+@case(first=("", "a"), last=("a", ""))
+def squeeze_and_excitation_of_groups_below_a_vector(g: Graph, x: Var):
+    y = g.times(g.relu(g.conv(x, 20, name="first")), g.gate(x, 20, 5, name="a"))
+    pooled = g.emit(op.mean(y, axis=[2, 3], keepdims=True))
+    scale = g.emit(op.sigmoid(g.conv(pooled, 20, 1)))
+    return g.conv(g.emit(op.multiply(y, scale)), 16, 1, name="last")
+
+
 @case(first=("", "a"), second=("", "b"), last=("b", ""))
 def batch_norms_before_their_convolutions(g: Graph, x: Var):
     def norm(y: Var, channels: int) -> Var:

@@ -255,6 +255,28 @@ def test_resized_planes_become_kernels(method):
     assert composites(after)["resized"].attrs["Composite"] == "dynprune.resize2d"
 
 
+def excited(g, x, channels):
+    """A 1x1 convolution of what a squeeze and excitation scales."""
+    y = g.relu(g.conv(x, 8, name="first"))
+    pooled = g.emit(op.mean(y, axis=[2, 3], keepdims=True))
+    scale = g.emit(op.sigmoid(g.conv(pooled, 8, 1, name="excite")))
+    return g.conv(g.emit(op.multiply(scale, y)), channels, 1, name="last")
+
+
+def test_weights_take_in_what_scales_the_input():
+    before = Graph.build(lambda g, x: excited(g, x, 36), (1, *SHAPE[1:]))
+    after = assert_promises(FuseKernels(), before)
+    assert_same_numbers(before, after)
+    assert "multiply" not in ops(after)
+    assert list(composites(after)["last"].attrs["roles"]) == ["x", "weight", "scale_in"]
+
+
+@pytest.mark.parametrize(("batch", "channels"), [(1, 37), (2, 8)])
+def test_weights_do_not_where_they_are_more_or_there_are_several_samples(batch, channels):
+    after = FuseKernels()(Graph.build(lambda g, x: excited(g, x, channels), (batch, *SHAPE[1:])))
+    assert "multiply" in ops(after)
+
+
 def norm(g, x):
     """A batch norm that no convolution takes in."""
     y = g.emit(op.multiply(x, g.constant(1, 8, 1, 1)), "norm")

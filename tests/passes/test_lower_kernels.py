@@ -65,7 +65,13 @@ def random_x(batch: int) -> np.ndarray:
 
 
 # A single sample has code of its own where a mask of zeros and ones is settled by the lists.
-SINGLE = ("layers_in_a_row", "residual_block_on_a_gated_stem", "inverted_residual_of_small_groups")
+SINGLE = (
+    "layers_in_a_row",
+    "residual_block_on_a_gated_stem",
+    "inverted_residual_of_small_groups",
+    "squeeze_and_excitation",
+    "squeeze_and_excitation_of_groups_below_a_vector",
+)
 
 
 @pytest.mark.parametrize(

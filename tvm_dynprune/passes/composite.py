@@ -9,7 +9,8 @@ The body says what the function means; attributes say what lowering needs to kno
                    "dynprune.resize2d", "dynprune.layer_norm", "dynprune.affine" or
                    "dynprune.global_average"
 ``layer``          the layer's name
-``roles``          what each parameter is: x, weight, bias, scale, residual, open_in, open_out
+``roles``          what each parameter is: x, weight, scale_in (of x), bias, scale, residual,
+                   open_in, open_out
 ``epilogue``       steps after the convolution: bias, scale, residual, relu, clip:LOW:HIGH
 ``binary_scale``   1 if the scale is a mask of zeros and ones
 ``block``          "inner" or "last", of a block that one decision closes; else empty
@@ -30,6 +31,7 @@ from tvm.relax import Call, Var
 from tvm_dynprune.passes.dataflow import Functions, shape_of
 
 PREFIX = "dynprune."
+SCALE_IN = "scale_in"
 SUMS = ("conv2d", "grouped_conv2d")  # kinds that sum over input channels
 CONVOLUTIONS = (*SUMS, "depthwise_conv2d")
 BY_CHANNEL = ("depthwise_conv2d", "affine")  # kinds with weights, but for each channel alone
@@ -81,7 +83,8 @@ def as_composite(functions: Functions, value: Expr) -> CompositeCall | None:
 
 def operator_of(func: relax.Function) -> Call:
     """The convolution or pooling in a composite function's body."""
-    return func.body.blocks[0].bindings[0].value
+    has_scale = SCALE_IN in (str(role) for role in func.attrs["roles"])
+    return func.body.blocks[0].bindings[int(has_scale)].value
 
 
 def geometry_of(call: Call) -> tuple[tuple[int, int], ...]:

@@ -28,14 +28,19 @@ from tvm import relax
 from tvm.ir import Expr
 from tvm.relax import Call, Var
 
-from tvm_dynprune.kernels.resize2d import COORDINATES, METHODS
 from tvm_dynprune.passes.activations import ActivationSteps, activations_of
-from tvm_dynprune.passes.composite import BY_CHANNEL, CONVOLUTIONS, PREFIX, SUMS, add_composite
+from tvm_dynprune.passes.composite import (
+    BY_CHANNEL,
+    PREFIX,
+    SCALE_IN,
+    SUMS,
+    add_composite,
+    geometry_of,
+)
 from tvm_dynprune.passes.dataflow import (
     Dataflow,
     Functions,
     channel_vector,
-    constant_of,
     map_functions,
     op_name,
     rebuild,
@@ -43,16 +48,10 @@ from tvm_dynprune.passes.dataflow import (
     shape_of,
     substitute,
 )
-from tvm_dynprune.passes.gates import is_binary
+from tvm_dynprune.passes.gates import is_attention, is_binary
+from tvm_dynprune.passes.kernel_kinds import TAKES_STEPS, kernel_kind
 from tvm_dynprune.passes.normalisation import normalisation_of
 
-_PLANES = {
-    "nn.max_pool2d": "max_pool2d",
-    "nn.avg_pool2d": "avg_pool2d",
-    "image.resize2d": "resize2d",
-    "nn.layer_norm": "layer_norm",
-    "mean": "global_average",
-}
 _STAGES = ("convolution", "bias", "before", "scale", "residual", "after")
 
 
@@ -114,12 +113,12 @@ class _Fuser:
     def _chain(self, var: Var) -> tuple[str, list[_Step]] | None:
         """Kind, and the steps that are fused."""
         call = self.flow.definition[var]
-        name, steps = op_name(call), [_Step("convolution", (var,))]
-        if name in _PLANES and _is_by_plane(call):
-            return _PLANES[name], steps
-        kind = "affine" if self._is_affine(var, call) else _convolution_kind(call)
+        steps = [_Step("convolution", (var,))]
+        kind = "affine" if self._is_affine(var, call) else kernel_kind(call)
         if kind is None:
             return None
+        if kind not in TAKES_STEPS:
+            return kind, steps
         while (step := self._step(kind, steps)) is not None:
             # Two convolutions may end in one addition; it is the first one's residual.
             if step.result in self.fused:
@@ -179,12 +178,34 @@ class _Fuser:
             return None
         return _Step("bias", (user,), "bias", other)
 
+    def _scaled(self, call: Call) -> tuple[Expr, Expr] | None:
+        """What a 1x1 convolution reads and what scales its channels, where to scale it is more.
+
+        One number a channel, as squeeze and excitation computes: the weights take it in.
+        """
+        batch, c_out, height, width = shape_of(call)
+        value = self.flow.value(call.args[0])
+        if op_name(value) != "multiply" or call.args[0] in self.fused:
+            return None
+        if batch > 1 or geometry_of(call) != ((1, 1), (1, 1), (0, 0)) or c_out > height * width:
+            return None
+        if self.flow.only_user(call.args[0]) is None:
+            return None
+        for x, scale in (value.args, reversed(value.args)):
+            if isinstance(x, Var) and isinstance(scale, Var):
+                is_scale = shape_of(scale) == (*shape_of(value)[:2], 1, 1)
+                if is_scale and is_attention(self.flow, x, scale):
+                    return x, scale
+        return None
+
     def _composite(self, kind: str, steps: list[_Step]) -> Call:
         var = steps[0].result
         call = self.flow.definition[var]
         roles = {"x": call.args[0]}
-        if kind in (*CONVOLUTIONS, "transposed_conv2d", "affine"):
+        if kind in TAKES_STEPS:
             roles["weight"] = call.args[1]
+        if kind == "conv2d" and (scaled := self._scaled(call)) is not None:
+            roles["x"], roles[SCALE_IN] = scaled
         roles |= {step.label: step.argument for step in steps if step.argument is not None}
         body = self._body(call, roles, steps)
         attributes = {
@@ -204,7 +225,10 @@ class _Fuser:
         builder = relax.BlockBuilder()
         with builder.function("body", list(params.values()), private=True):
             with builder.dataflow():
-                arguments = [params["x"], params.get("weight")][: len(call.args)]
+                x = params["x"]
+                if SCALE_IN in params:
+                    x = builder.emit(relax.op.multiply(x, params[SCALE_IN]))
+                arguments = [x, params.get("weight")][: len(call.args)]
                 if "weight" not in params:
                     arguments = [params["x"], *call.args[1:]]
                 value = builder.emit(Call(call.op, arguments, call.attrs, call.ty_args))
@@ -242,59 +266,3 @@ def _activation_step(activation: ActivationSteps, kind: str, steps: list[_Step])
     else:
         stage, fits = "after", activation.keeps_zero and steps[-1].stage == "residual"
     return _Step(stage, activation.steps, activation.label) if fits else None
-
-
-def _convolution_kind(call: Expr) -> str | None:
-    if op_name(call) == "nn.conv2d_transpose":
-        return "transposed_conv2d" if _is_plain_transposed(call) else None
-    if op_name(call) != "nn.conv2d" or constant_of(call.args[1]) is None:
-        return None
-    x, weight = shape_of(call.args[0]), shape_of(call.args[1])
-    if x is None or str(call.ty.dtype) != "float32" or call.attrs.data_layout != "NCHW":
-        return None
-    groups = int(call.attrs.groups)
-    if groups == 1:
-        return "conv2d"
-    return "depthwise_conv2d" if groups == x[1] == weight[0] else "grouped_conv2d"
-
-
-def _is_plain_transposed(call: Call) -> bool:
-    attrs, weight = call.attrs, shape_of(call.args[1])
-    if constant_of(call.args[1]) is None or shape_of(call) is None:
-        return False
-    if attrs.data_layout != "NCHW" or attrs.kernel_layout != "IOHW" or int(attrs.groups) > 1:
-        return False
-    if str(call.ty.dtype) != "float32" or any(int(step) > 1 for step in attrs.dilation):
-        return False
-    # Else some pixels are no sums at all.
-    return all(int(s) <= side for s, side in zip(attrs.strides, weight[2:], strict=True))
-
-
-def _is_by_plane(call: Call) -> bool:
-    shape = shape_of(call.args[0])
-    if shape is None or len(shape) != 4 or str(call.ty.dtype) != "float32":
-        return False
-    if op_name(call) == "mean":
-        axes = call.attrs.axis
-        return bool(call.attrs.keepdims) and axes is not None and [int(a) for a in axes] == [2, 3]
-    if op_name(call) == "nn.layer_norm":
-        is_constant = all(constant_of(values) is not None for values in call.args[1:])
-        is_affine = bool(call.attrs.center) and bool(call.attrs.scale)
-        return is_constant and is_affine and [int(axis) for axis in call.attrs.axes] == [1]
-    if op_name(call) == "image.resize2d":
-        known = call.attrs.coordinate_transformation_mode in COORDINATES
-        return known and call.attrs.layout == "NCHW" and call.attrs.method in METHODS
-    return call.attrs.layout == "NCHW" and not _averages_past_padding(call)
-
-
-def _averages_past_padding(call: Call) -> bool:
-    """Whether a window of an average pooling ends outside the padded plane (``ceil_mode``)."""
-    if op_name(call) != "nn.avg_pool2d":
-        return False
-    pads = [int(pad) for pad in call.attrs.padding]
-    for axis in (0, 1):
-        last = (shape_of(call)[2 + axis] - 1) * int(call.attrs.strides[axis])
-        end = last + int(call.attrs.pool_size[axis])
-        if end > shape_of(call.args[0])[2 + axis] + pads[axis] + pads[2 + axis]:
-            return True
-    return False

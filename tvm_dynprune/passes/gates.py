@@ -52,14 +52,14 @@ def find_gates(flow: Dataflow) -> list[Gate]:
     gates = []
     for binding in flow.bindings:
         for feature, mask in _factors(binding.value):
-            if _is_attention(flow, feature, mask):
+            if is_attention(flow, feature, mask):
                 continue
             gates.append(_classify(flow, binding.var, feature, mask))
             break
     return gates
 
 
-def _is_attention(flow: Dataflow, feature: Var, mask: Var) -> bool:
+def is_attention(flow: Dataflow, feature: Var, mask: Var) -> bool:
     """Whether a tensor is scaled by a bounded function of itself, as squeeze and excitation does.
 
     A mask would be one too, but for its comparison.

@@ -38,12 +38,13 @@ from tvm_dynprune.kernels.channel_groups import merge_weight
 from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
 from tvm_dynprune.kernels.conv2d_closed import conv2d_closed
 from tvm_dynprune.kernels.convolution import Convolution
+from tvm_dynprune.kernels.scale_weight import scale_weight
 from tvm_dynprune.kernels.space_to_depth import (
     conv2d_over_squares,
     space_to_depth,
     weight_over_squares,
 )
-from tvm_dynprune.passes.composite import CompositeCall
+from tvm_dynprune.passes.composite import SCALE_IN, CompositeCall
 from tvm_dynprune.passes.conv2d_spec import conv2d_spec
 from tvm_dynprune.passes.dataflow import constant_of, shape_of
 from tvm_dynprune.passes.layout_plan import tensor
@@ -131,9 +132,17 @@ def _convolution(
         transformed = [relax.TensorType(winograd.transformed_shape, "float32")]
         name = f"winograd_input_{composite.layer}"
         x = emitter.call(convolution.first, name, [x, *by_block], transformed)
+    packed: Expr = relax.const(convolution.pack(weight))
+    if SCALE_IN in composite.arguments:
+        scale, name = (
+            emitter.plain(composite.arguments[SCALE_IN]),
+            f"scale_weight_{composite.layer}",
+        )
+        out = [relax.TensorType(convolution.weight_shape, "float32")]
+        packed = emitter.call(scale_weight(spec), name, [packed, scale, *lists_in], out)
     return convolution, [
         x,
-        relax.const(convolution.pack(weight)),
+        packed,
         *_epilogue_arguments(emitter, composite, spec),
         *lists_in,
     ]
