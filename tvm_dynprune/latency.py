@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a gated network's layers will cost on a SoC: the compiler's cost model, for training.
 
-Convolutions cost what `ChooseAlgorithm` compares; depthwise and grouped ones, for which it has no
-model, their MACs over the lanes. The gates' own convolutions cost the same whatever is decided;
+Convolutions cost what `ChooseAlgorithm` compares; depthwise and transposed ones, for which it has
+no model, their MACs over the lanes. The gates' own convolutions cost the same whatever is decided;
 pooling and elementwise kernels cost nothing.
 """
 
@@ -58,10 +58,10 @@ def latency_table(model: nn.Module, input_shape: tuple[int, int, int], soc: Soc)
             layers[names[layer]] = corners
         else:
             fixed += _cheapest(corners)
-    grouped = {name: macs[name] / soc.lanes for name in macs if name not in layers}
-    layers |= {name: {"grouped": [cost] * 4} for name, cost in grouped.items()}
+    others = {name: macs[name] / soc.lanes for name in macs if name not in layers}
+    layers |= {name: {"transposed": [cost] * 4} for name, cost in others.items()}
     dense = [_cheapest(corner_costs(costs, func)) for _, func in _convolutions(mod, "dense")]
-    return LatencyTable(sum(dense) + sum(grouped.values()), fixed, layers)
+    return LatencyTable(sum(dense) + sum(others.values()), fixed, layers)
 
 
 def corner_costs(costs: CostModel, func: relax.Function) -> dict[str, list[float]]:
