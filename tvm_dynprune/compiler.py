@@ -15,13 +15,14 @@ from tvm import relax
 
 from tvm_dynprune.device.linker import link_library
 from tvm_dynprune.doctor import find_compiler
-from tvm_dynprune.errors import NotLoweredError, ToolError, UnusableGateError
+from tvm_dynprune.errors import LogError, NotLoweredError, ToolError, UnusableGateError
 from tvm_dynprune.files import refuse_existing, sha256, write_folder_atomic
 from tvm_dynprune.frontend.model import Model
 from tvm_dynprune.kernels.tuned import TunedKernel
 from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.add_dense_twin import TWIN
 from tvm_dynprune.passes.choose_algorithm import choices_of
+from tvm_dynprune.passes.composite import is_composite
 from tvm_dynprune.passes.dataflow import Dataflow, shape_of
 from tvm_dynprune.passes.expose_gates import gate_infos
 from tvm_dynprune.passes.gates import find_gates
@@ -85,12 +86,16 @@ def compile(
 
     Raises
     ------
+    LogError
+        `tuned` has none of the network's kernels.
     UnusableGateError
         Under `strict`; the message names the layer and the reason.
     OutputExistsError
         `out` exists and `force` is false.
     ToolError
         There is no compiler or linker to link the library with.
+    LogError
+        `tuned` has none of the network's kernels.
     NotLoweredError
         The compiled network does not compute what the reference does. For a SoC of another kind
         than this machine it is compared on the device: `Session.self_test`.
@@ -169,6 +174,12 @@ def _choose(
         measured = _calibrate(model, annotated, images)
     products = None if measured is None else measured.open_products()
     chosen = pipeline.choose(annotated, soc, lowering, products, tuned)
+    composites = [func for _, func in chosen.functions_items() if is_composite(func)]
+    if tuned and not any("schedule" in func.attrs for func in composites):
+        raise LogError(
+            f"the log has none of {model.name}'s kernels on {soc.name}: it is of another network, "
+            "or of another version of these kernels; tune this one, or compile it without --log"
+        )
     return annotated, chosen, measured
 
 
