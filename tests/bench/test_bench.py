@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,12 +11,13 @@ from tvm_dynprune.bench import subject as subjects
 from tvm_dynprune.bench.bench import measure_bench
 from tvm_dynprune.bench.engines import PEERS, engine_module
 from tvm_dynprune.bench.forced import Forced, Gating, compile_forced, force_gates
-from tvm_dynprune.bench.subject import Subject, forced_subject, load_subject
+from tvm_dynprune.bench.subject import Originals, Subject, forced_subject, load_subject
 from tvm_dynprune.bench.suite import page
 from tvm_dynprune.bench.turns import EngineError
 from tvm_dynprune.errors import ToolError
 from tvm_dynprune.nn.export import write_onnx
 from tvm_dynprune.report.suite_plot import plot_suite
+from tvm_dynprune.runtime import Artifact
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +25,19 @@ def forced() -> Forced:
     return force_gates("fashion_cnn", Gating(group_size=16, open_fraction=0.5), inputs=2)
 
 
-def measured(forced: Forced, folder: Path) -> dict:
-    artifact = compile_forced(forced, folder / "artifact", soc="host", lowering="indexed")
+@pytest.fixture(scope="module")
+def artifact(forced: Forced, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("forced") / "artifact"
+    return compile_forced(forced, folder, soc="host", lowering="indexed")
+
+
+def measured(forced: Forced, artifact: Artifact, folder: Path) -> dict:
     subject = forced_subject(forced, artifact, folder)
     return measure_bench(subject, against=["onnxruntime"], rounds=2, seed=0)
 
 
-def test_against_another_engine(forced: Forced, tmp_path: Path) -> None:
-    result = measured(forced, tmp_path)
+def test_against_another_engine(forced: Forced, artifact: Artifact, tmp_path: Path) -> None:
+    result = measured(forced, artifact, tmp_path)
     engines = result["engines"]
     assert list(engines) == ["dynprune", "dynprune_dense", "onnxruntime", "onnxruntime_masked"]
     for name in ("onnxruntime", "onnxruntime_masked"):
@@ -53,7 +60,7 @@ def test_against_another_engine(forced: Forced, tmp_path: Path) -> None:
 
 
 def test_an_engine_that_computes_something_else_is_an_error(
-    forced: Forced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    forced: Forced, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = subjects.write_for_peers
 
@@ -65,7 +72,7 @@ def test_an_engine_that_computes_something_else_is_an_error(
     with pytest.raises(
         EngineError, match="engine onnxruntime differs from the network's own framework by"
     ):
-        measured(forced, tmp_path)
+        measured(forced, artifact, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +92,10 @@ def loaded(what: Path, folder: Path) -> Subject:
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "peer"), [("dense", "onnxruntime"), ("gated", "onnxruntime_masked")]
-)
-def test_a_file_is_what_others_run(name: str, peer: str, files: Path, tmp_path: Path) -> None:
-    result = measure_bench(
-        loaded(files / f"{name}.onnx", tmp_path), against=["onnxruntime"], rounds=1
-    )
-    engines = result["engines"]
+def test_a_file_is_what_others_run_with_its_gates(files: Path, tmp_path: Path) -> None:
+    subject = loaded(files / "gated.onnx", tmp_path)
+    result = measure_bench(subject, against=["onnxruntime"], rounds=1)
+    engines, peer = result["engines"], "onnxruntime_masked"
     assert list(engines) == ["dynprune", "dynprune_dense", peer]
     assert engines[peer]["max_abs_error"] < 1e-5
     ratio = engines[peer]["median_ms"] / engines["dynprune"]["median_ms"]
@@ -100,13 +103,16 @@ def test_a_file_is_what_others_run(name: str, peer: str, files: Path, tmp_path: 
     assert not result["forced_gates"]
 
 
-def test_others_run_no_artifact_and_torch_no_onnx_file(files: Path, tmp_path: Path) -> None:
-    subject = loaded(files / "dense.onnx", tmp_path)
+def test_others_run_no_artifact_and_torch_no_onnx_file(
+    files: Path, artifact: Artifact, tmp_path: Path
+) -> None:
+    original = Originals({"dense": files / "dense.onnx"}, {"dense": lambda images: images})
+    subject = Subject(artifact, np.zeros((1, 1, 28, 28), "float32"), original)
     with pytest.raises(ToolError, match="export the network to .*dense.pt2 too"):
         measure_bench(subject, against=["torch"], rounds=1)
-    artifact = loaded(subject.artifact.path, tmp_path)
+    alone = loaded(artifact.path, tmp_path)
     with pytest.raises(ToolError, match="--against takes an ONNX file or the name of a network"):
-        measure_bench(artifact, against=["onnxruntime"], rounds=1)
+        measure_bench(alone, against=["onnxruntime"], rounds=1)
 
 
 def test_forced_networks_share_their_weights(forced: Forced) -> None:
