@@ -41,6 +41,25 @@ def test_a_block_of_convnext():
     check(body, steps)
 
 
+def test_pixels_as_rows():
+    def body(g, x):
+        rows = g.emit(op.reshape(norm(g, last(g, x)), (40, 6)))
+        y = g.emit(op.add(g.emit(op.matmul(rows, g.constant(6, 24))), g.constant(24)))
+        y = g.relu(g.emit(op.reshape(y, (2, 4, 5, 24))))
+        y = g.emit(op.matmul(g.emit(op.reshape(y, (40, 24))), g.constant(24, 6)))
+        return first(g, g.emit(op.reshape(y, (2, 4, 5, 6))))
+
+    check(body, ["nn.layer_norm", "nn.conv2d", "add", "nn.relu", "nn.conv2d"])
+
+
+def test_rows_that_become_other_planes():
+    def body(g, x):
+        rows = g.relu(g.emit(op.reshape(last(g, x), (40, 6))))
+        return first(g, g.emit(op.reshape(rows, (4, 2, 5, 6))))
+
+    check(body, ["nn.relu", "permute_dims", "reshape", "reshape", "permute_dims"])
+
+
 def test_a_sum_of_two():
     def body(g, x, y):
         return first(g, g.emit(op.add(last(g, x), last(g, y))))

@@ -13,7 +13,8 @@ After::
     z = R.nn.layer_norm(x, gamma, beta, axes=[1])
     v = R.nn.conv2d(z, w.T.reshape(O, C, 1, 1))
 
-Elementwise operations in between, of two such tensors or with constants, come along.
+Elementwise operations in between, of two such tensors or with constants, come along, also where the
+pixels are rows (N * H * W, C) for a while.
 Leaves what needs the channels last for anything else.
 """
 
@@ -44,14 +45,25 @@ class _MoveChannelsFirst(Rewriter):
             result = self._convolution(var, call, plane)
         elif name == "nn.layer_norm":
             result = _layer_norm(call, plane)
-        return None if result is None else op.permute_dims(result, _TO_LAST)
+        elif name == "reshape" and _rows(plane) == shape_of(call.args[0]):
+            batch, channels, height, width = shape_of(plane)
+            result = plane if shape_of(call) == (batch, height, width, channels) else None
+        return None if result is None else self._last(result, len(shape_of(call)))
+
+    def _last(self, plane: Expr, rank: int) -> Expr:
+        """A tensor with its channels last: (N, H, W, C), or its pixels as rows (N * H * W, C)."""
+        last = op.permute_dims(plane, _TO_LAST)
+        return last if rank == 4 else op.reshape(last, _rows(self._builder.normalize(plane)))
 
     def _plane(self, expr: Expr) -> Expr | None:
-        """The (N, C, H, W) tensor of which `expr` is the permutation to (N, H, W, C)."""
-        value = self.value(expr)
-        return (
-            value.args[0] if op_name(value) == "permute_dims" and _axes(value) == _TO_LAST else None
-        )
+        """The (N, C, H, W) tensor of which `expr` is what `_last` returns."""
+        value, shape = self.value(expr), shape_of(expr)
+        if op_name(value) == "reshape" and len(shape or ()) == 2:
+            plane = self._plane(value.args[0])
+            return plane if plane is not None and _rows(plane) == shape else None
+        if op_name(value) != "permute_dims" or _axes(value) != _TO_LAST:
+            return None
+        return value.args[0]
 
     def _permuted(self, call: Call, plane: Expr | None) -> Expr | None:
         if _axes(call) == _TO_FIRST:
@@ -91,8 +103,14 @@ def _axes(call: Call) -> list[int] | None:
     return None if call.attrs.axes is None else [int(axis) for axis in call.attrs.axes]
 
 
+def _rows(plane: Expr) -> tuple[int, int]:
+    batch, channels, height, width = shape_of(plane)
+    return batch * height * width, channels
+
+
 def _layer_norm(call: Call, plane: Expr) -> Expr | None:
-    if [int(axis) for axis in call.attrs.axes] not in ([-1], [3]):
+    last = len(shape_of(call)) - 1
+    if [int(axis) for axis in call.attrs.axes] not in ([-1], [last]):
         return None
     attrs = call.attrs
     return op.nn.layer_norm(
