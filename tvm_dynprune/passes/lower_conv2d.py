@@ -134,12 +134,9 @@ def _convolution(
         x = emitter.call(convolution.first, name, [x, *by_block], transformed)
     packed: Expr = relax.const(convolution.pack(weight))
     if SCALE_IN in composite.arguments:
-        scale, name = (
-            emitter.plain(composite.arguments[SCALE_IN]),
-            f"scale_weight_{composite.layer}",
-        )
+        arguments = [packed, emitter.plain(composite.arguments[SCALE_IN]), *lists_in]
         out = [relax.TensorType(convolution.weight_shape, "float32")]
-        packed = emitter.call(scale_weight(spec), name, [packed, scale, *lists_in], out)
+        packed = emitter.call(scale_weight(spec), f"scale_weight_{composite.layer}", arguments, out)
     return convolution, [
         x,
         packed,
