@@ -31,13 +31,13 @@ def artifact(forced: Forced, tmp_path_factory: pytest.TempPathFactory) -> Artifa
     return compile_forced(forced, folder, soc="host", lowering="indexed")
 
 
-def measured(forced: Forced, artifact: Artifact, folder: Path) -> dict:
-    subject = forced_subject(forced, artifact, folder)
+def measured(forced: Forced, artifact: Artifact) -> dict:
+    subject = forced_subject(forced, artifact)
     return measure_bench(subject, against=["onnxruntime"], rounds=2, seed=0)
 
 
 def test_against_another_engine(forced: Forced, artifact: Artifact, tmp_path: Path) -> None:
-    result = measured(forced, artifact, tmp_path)
+    result = measured(forced, artifact)
     engines = result["engines"]
     assert list(engines) == ["dynprune", "dynprune_dense", "onnxruntime", "onnxruntime_masked"]
     for name in ("onnxruntime", "onnxruntime_masked"):
@@ -72,7 +72,7 @@ def test_an_engine_that_computes_something_else_is_an_error(
     with pytest.raises(
         EngineError, match="engine onnxruntime differs from the network's own framework by"
     ):
-        measured(forced, artifact, tmp_path)
+        measured(forced, artifact)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,9 @@ def test_a_file_is_what_others_run_with_its_gates(files: Path, tmp_path: Path) -
 def test_others_run_no_artifact_and_torch_no_onnx_file(
     files: Path, artifact: Artifact, tmp_path: Path
 ) -> None:
-    original = Originals({"dense": files / "dense.onnx"}, {"dense": lambda images: images})
+    original = Originals(
+        lambda _folder: {"dense": files / "dense.onnx"}, {"dense": lambda images: images}
+    )
     subject = Subject(artifact, np.zeros((1, 1, 28, 28), "float32"), original)
     with pytest.raises(ToolError, match="export the network to .*dense.pt2 too"):
         measure_bench(subject, against=["torch"], rounds=1)

@@ -115,8 +115,9 @@ def _peers(
     threads: int,
 ) -> tuple[list[Engine], dict[str, np.ndarray]]:
     """The engines, the masked network in the fastest of them last, and what each must compute."""
-    files, kind = originals.files, DENSE if DENSE in originals.files else MASKED
     with working("converting the network for the other engines"):
+        files = originals.write(folder)
+        kind = DENSE if DENSE in files else MASKED
         engines = [_peer(_label(name, kind), name, files[kind], folder) for name in against]
         wanted = dict.fromkeys((one.name for one in engines), originals.outputs[kind](images))
     if kind == DENSE and MASKED in files:

@@ -29,17 +29,17 @@ DENSE, MASKED = "dense", "masked"
 
 @dataclass(frozen=True)
 class Originals:
-    """A network as files, "dense" and "masked", of which there may be one only.
+    """A network "dense" and "masked", of which there may be one only.
 
     Attributes
     ----------
-    files
-        ONNX files; PyTorch takes the ``.pt2`` beside one.
+    write
+        Into a folder; returns ONNX files. PyTorch takes the ``.pt2`` beside one.
     outputs
         From images (N, C, H, W) float32 to what the network's own framework computes, (N, classes).
     """
 
-    files: Mapping[str, Path]
+    write: Callable[[Path], Mapping[str, Path]]
     outputs: Mapping[str, Callable[[np.ndarray], np.ndarray]]
 
 
@@ -53,17 +53,21 @@ class Subject:
     is_forced: bool = False
 
 
-def forced_subject(forced: Forced, artifact: Artifact, folder: Path) -> Subject:
+def forced_subject(forced: Forced, artifact: Artifact) -> Subject:
     """A network with forced gates, for other engines without them and masked."""
     networks = {DENSE: forced.dense, MASKED: forced.gated}
-    files = {name: folder / f"{name}.onnx" for name in networks}
-    for name, network in networks.items():
-        write_for_peers(network, forced.name, files[name])
+
+    def write(folder: Path) -> dict[str, Path]:
+        files = {name: folder / f"{name}.onnx" for name in networks}
+        for name, network in networks.items():
+            write_for_peers(network, forced.name, files[name])
+        return files
+
     computed = {
         name: lambda images, network=network: outputs(network, images)
         for name, network in networks.items()
     }
-    return Subject(artifact, forced.images, Originals(files, computed), is_forced=True)
+    return Subject(artifact, forced.images, Originals(write, computed), is_forced=True)
 
 
 def load_subject(
@@ -98,11 +102,11 @@ def load_subject(
             return np.concatenate([model.reference(p)[0] for p in np.split(x, len(x) // batch)])
 
         kind = MASKED if artifact.manifest.gates else DENSE
-        originals = Originals({kind: path}, {kind: computed})
+        originals = Originals(lambda _folder: {kind: path}, {kind: computed})
         return Subject(artifact, images, originals if path.suffix == ".onnx" else None)
     forced = force_gates(what, gating, inputs)
     artifact = compile_forced(forced, folder / "artifact", soc=soc, lowering=lowering, tuned=tuned)
-    return forced_subject(forced, artifact, folder)
+    return forced_subject(forced, artifact)
 
 
 def _images(artifact: Artifact, inputs: int, seed: int) -> np.ndarray:

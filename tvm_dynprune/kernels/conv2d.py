@@ -111,5 +111,6 @@ class Conv2d:
 
 
 def pack_channels(values: np.ndarray, size: FeatureMap) -> np.ndarray:
-    """A per-channel vector (C,) padded with zeros to whole blocks: (blocks * lanes,)."""
-    return np.pad(values.astype("float32"), (0, size.blocks * size.lanes - size.channels))
+    """A number for each of C channels, or for all, padded with zeros to (blocks * lanes,)."""
+    each = np.broadcast_to(values.astype("float32").reshape(-1), (size.channels,))
+    return np.pad(each, (0, size.blocks * size.lanes - size.channels))

@@ -62,6 +62,13 @@ class FeatureMap:
         )
 
 
+def zero_block(y: Buffer, size: FeatureMap, n, block) -> None:
+    """Write zeros into one block of `y`, its halo too."""
+    rows, columns = size.height + 2 * size.halo, size.width + 2 * size.halo
+    with T.grid(rows, columns) as (r, c), T.vectorized(0, size.lanes) as v:
+        T.buffer_store(y, T.float32(0), [n, block, r, c, v])
+
+
 def zero_halo(y: Buffer, size: FeatureMap, n, block) -> None:
     """Write zeros into the halo of one block of `y`."""
     halo, rows, columns = size.halo, size.height + 2 * size.halo, size.width + 2 * size.halo

@@ -11,7 +11,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
 from tvm.tirx import Buffer
 
-from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
+from tvm_dynprune.kernels.feature_map import FeatureMap, zero_block, zero_halo
 
 METHODS = ("nearest_neighbor", "linear")
 COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
@@ -105,7 +105,7 @@ def resize2d(spec: Resize2d) -> tirx.PrimFunc:
                     _plane(spec, x, tables, result, n, block)
                 if items is not None and count is not None and spec.fill:
                     with T.parallel(count[n], y.blocks) as position:
-                        _fill(result, y, n, items[n, position])
+                        zero_block(result, y, n, items[n, position])
     return builder.get()
 
 
@@ -136,9 +136,3 @@ def _plane(spec: Resize2d, x, tables: list, result, n, block) -> None:
 
 def _between(first, second, share):
     return first * (T.float32(1) - share) + second * share
-
-
-def _fill(result, y: FeatureMap, n, block) -> None:
-    rows, columns = y.height + 2 * y.halo, y.width + 2 * y.halo
-    with T.grid(rows, columns) as (row, column), T.vectorized(0, y.lanes) as v:
-        T.buffer_store(result, T.float32(0), [n, block, row, column, v])

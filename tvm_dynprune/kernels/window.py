@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
 
 from tvm_dynprune.kernels.activation import Activation, Formula
-from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
+from tvm_dynprune.kernels.feature_map import FeatureMap, zero_block, zero_halo
 from tvm_dynprune.kernels.pooling import Pooling
 from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Tile, tile_size, tiles
@@ -95,7 +95,7 @@ class _Builder:
                             self._block(n, self.list_out[n, position])
                     if spec.listed and spec.fill:
                         with T.parallel(self.count_out[n], y.blocks) as position:
-                            self._fill(n, self.list_out[n, position])
+                            zero_block(self.y, y, n, self.list_out[n, position])
                     if spec.listed and spec.pools:
                         with T.serial(self.count_out[n], y.blocks) as position:
                             block = self.list_out[n, position]
@@ -229,9 +229,3 @@ class _Builder:
             first = at * spec.stride[axis] - spec.pad[axis]
             count = count * (tirx.min(first + spec.kernel[axis], size) - tirx.max(first, 0))
         return T.float32(1) / T.cast(count, "float32")
-
-    def _fill(self, n, block) -> None:
-        y = self.spec.y
-        rows, columns = y.height + 2 * y.halo, y.width + 2 * y.halo
-        with T.grid(rows, columns) as (row, column), T.vectorized(0, self.lanes) as v:
-            T.buffer_store(self.y, T.float32(0), [n, block, row, column, v])

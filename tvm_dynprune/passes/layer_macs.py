@@ -57,26 +57,13 @@ def layer_macs(func: relax.Function, functions: Functions) -> list[dict]:
 def _transposed_layer(layer: str, call: relax.Call, batch: int) -> dict:
     """A transposed convolution: every pixel of its input takes part with the whole kernel."""
     x, weight = shape_of(call.args[0]), shape_of(call.args[1])
-    return {
-        "layer": layer,
-        "channels_in": weight[0],
-        "channels_out": weight[1],
-        "macs_per_pair": x[0] // batch * prod(x[2:]) * prod(weight[2:]),
-        "open_in": None,
-        "open_out": None,
-    }
+    pixels = x[0] // batch * prod(x[2:])
+    return _open_layer(layer, weight[0], weight[1], pixels * prod(weight[2:]))
 
 
 def _plain_layer(var: Var, call: relax.Call, batch: int) -> dict:
     weight = shape_of(call.args[1])
-    return {
-        "layer": var.name,
-        "channels_in": weight[1],
-        "channels_out": weight[0],
-        "macs_per_pair": _pixels(var, batch) * weight[2] * weight[3],
-        "open_in": None,
-        "open_out": None,
-    }
+    return _open_layer(var.name, weight[1], weight[0], _pixels(var, batch) * prod(weight[2:]))
 
 
 def _linear_layer(var: Var, call: relax.Call, batch: int) -> list[dict]:
@@ -84,8 +71,14 @@ def _linear_layer(var: Var, call: relax.Call, batch: int) -> list[dict]:
     weight, rows = shape_of(call.args[1]), prod(shape_of(var)[:-1])
     if constant_of(call.args[1]) is None or len(weight) < 2:
         return []
-    sizes = {"channels_in": weight[-2], "channels_out": weight[-1], "macs_per_pair": rows // batch}
-    return [{"layer": var.name, **sizes, "open_in": None, "open_out": None}]
+    return [_open_layer(var.name, weight[-2], weight[-1], rows // batch)]
+
+
+def _open_layer(layer: str, channels_in: int, channels_out: int, macs_per_pair: int) -> dict:
+    """A layer that skips nothing."""
+    sizes = {"channels_in": channels_in, "channels_out": channels_out}
+    sets = {"open_in": None, "open_out": None}
+    return {"layer": layer, **sizes, "macs_per_pair": macs_per_pair, **sets}
 
 
 def _pixels(var: Var, batch: int) -> int:

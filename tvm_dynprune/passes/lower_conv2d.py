@@ -27,7 +27,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 from tvm import relax, tirx
 from tvm.ir import Expr
 from tvm.relax import Var, op
@@ -150,8 +149,7 @@ def _epilogue_arguments(
 ) -> list[Expr]:
     given, arguments = composite.arguments, []
     if spec.bias:
-        bias = np.broadcast_to(constant_of(given["bias"]).reshape(-1), (spec.y.channels,))
-        arguments.append(relax.const(pack_channels(bias, spec.y)))
+        arguments.append(relax.const(pack_channels(constant_of(given["bias"]), spec.y)))
     if spec.scale:
         arguments.append(emitter.plain(given["scale"]))
     if not spec.in_place:

@@ -63,7 +63,7 @@ def _convolution(
     weight = phase_weight(constant_of(given["weight"]), group, stride, pad, lanes)
     arguments = [emitter.blocked(given["x"]), relax.const(convolution.pack(weight))]
     if spec.bias:
-        bias = np.broadcast_to(constant_of(given["bias"]).reshape(-1), (y.channels,))
-        arguments.append(relax.const(np.tile(pack_channels(bias, y), times)))
+        bias = pack_channels(constant_of(given["bias"]), y)
+        arguments.append(relax.const(np.tile(bias, times)))
     name = f"transposed_conv2d_{composite.layer}"
     return emitter.call(convolution.kernel, name, arguments, [tensor(size)]), size

@@ -15,7 +15,7 @@ from tvm_dynprune.kernels.global_average import GlobalAverage, global_average
 from tvm_dynprune.kernels.window import Window, pack_depthwise_weight, window
 from tvm_dynprune.passes.activations import parse_activation
 from tvm_dynprune.passes.composite import BY_CHANNEL, CompositeCall
-from tvm_dynprune.passes.dataflow import constant_of, shape_of
+from tvm_dynprune.passes.dataflow import channel_vector, constant_of, shape_of
 
 if TYPE_CHECKING:
     from tvm_dynprune.passes.lower_kernels import KernelEmitter
@@ -56,8 +56,7 @@ def lower_window(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
     if weight is not None:
         arguments.append(relax.const(pack_depthwise_weight(weight, spec)))
     if spec.bias:
-        bias = np.broadcast_to(constant_of(given["bias"]).reshape(-1), (spec.y.channels,))
-        arguments.append(relax.const(pack_channels(bias, spec.y)))
+        arguments.append(relax.const(pack_channels(constant_of(given["bias"]), spec.y)))
     if spec.scale:
         arguments.append(emitter.plain(given["scale"]))
     name = f"{composite.kind}_{composite.layer}"
@@ -67,8 +66,8 @@ def lower_window(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
 def _weight(composite: CompositeCall) -> np.ndarray | None:
     """Weights (C, 1, KH, KW) of a convolution; None of a pooling."""
     if composite.kind == "affine":
-        factor, (_, channels, *_) = composite.arguments["weight"], shape_of(composite.operator)
-        return np.broadcast_to(constant_of(factor).reshape(-1, 1, 1, 1), (channels, 1, 1, 1))
+        channels = shape_of(composite.operator)[1]
+        return channel_vector(composite.arguments["weight"], channels).reshape(-1, 1, 1, 1)
     return constant_of(composite.arguments["weight"]) if "weight" in composite.arguments else None
 
 
