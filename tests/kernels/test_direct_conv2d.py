@@ -25,7 +25,7 @@ from tests.kernels.util import (
 from tests.pairwise import pairwise
 from tvm_dynprune.kernels.activation import Activation, Formula
 from tvm_dynprune.kernels.channel_groups import merge_weight, merged_groups
-from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
+from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels, pack_factors
 from tvm_dynprune.kernels.conv2d_closed import conv2d_closed
 from tvm_dynprune.kernels.direct_conv2d import direct_conv2d, pack_direct_weight
 from tvm_dynprune.kernels.feature_map import FeatureMap
@@ -35,6 +35,8 @@ from tvm_dynprune.kernels.tir_pipeline import TIR_PIPELINE
 from tvm_dynprune.soc import load_soc
 
 SILU = Formula('["multiply", "x", ["sigmoid", "x"]]')
+PRELU = Formula('["nn.leakyrelu", "x", ["factor", 0]]')
+AFFINE = Formula('["add", ["multiply", "x", ["factor", 1]], ["factor", 2]]')
 RELU, RELU6 = Activation(0.0, None), Activation(0.0, 6.0)
 
 
@@ -126,9 +128,10 @@ class Convolution:
         self.weight = random(case.c_out, case.c_in // case.groups, *case.kernel, seed=1)
         self.bias = random(case.c_out, seed=2)
         self.scale = random(case.batch, case.c_out, 1, 1, seed=3)
+        self.factors = random(3, case.c_out, seed=6)
         self.residual = random(*shape, seed=4)
         if case.in_place:
-            self.residual = _activated(self.residual, case.after)
+            self.residual = self.activated(self.residual, case.after)
 
     def run(self, open_in: np.ndarray, open_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The whole blocked result and the (N, C, H, W) inside it."""
@@ -139,6 +142,7 @@ class Convolution:
         weight = merge_weight(self.weight, case.groups, spec.groups)
         arguments = [blocked(x, spec.x), pack_direct_weight(weight, spec)]
         arguments += [pack_channels(self.bias, spec.y)] if case.bias else []
+        arguments += [pack_factors(self.factors[: spec.factors], spec.y)] if spec.factors else []
         arguments += [self.scale] if case.scale else []
         if case.in_place:
             means = plain(blocked(self.residual, spec.residual), spec.y).mean((2, 3), keepdims=True)
@@ -167,22 +171,26 @@ class Convolution:
         y = F.conv2d(
             padded, weight, bias if case.bias else None, case.stride, 0, case.dilation, case.groups
         ).numpy()
-        y = _activated(y, case.before)
+        y = self.activated(y, case.before)
         y = y * self.scale if case.scale else y
         y = y + self.residual if case.residual else y
-        y = _activated(y, case.after)
+        y = self.activated(y, case.after)
         if case.visit != "all":
             closed = np.full_like(y, np.nan)
             if case.fill or case.in_place:
-                closed = _activated(self.residual, case.after) if case.residual else 0 * y
+                closed = self.activated(self.residual, case.after) if case.residual else 0 * y
             y = np.where(open_out[:, :, None, None], y, closed)
         return y.astype("float32")
 
-
-def _activated(y: np.ndarray, activation: Activation | Formula | None) -> np.ndarray:
-    if activation is SILU:
-        return y / (1 + np.exp(-y))
-    return y if activation is None else np.clip(y, activation.low, activation.high)
+    def activated(self, y: np.ndarray, activation: Activation | Formula | None) -> np.ndarray:
+        slope, factor, offset = self.factors[:, :, None, None]
+        if activation is SILU:
+            return y / (1 + np.exp(-y))
+        if activation is PRELU:
+            return np.where(y > 0, y, slope * y)
+        if activation is AFFINE:
+            return y * factor + offset
+        return y if activation is None else np.clip(y, activation.low, activation.high)
 
 
 def check(case: Case) -> None:
@@ -361,6 +369,7 @@ def test_groups_are_merged_until_they_are_whole_vectors(sizes, merged):
         {"before": RELU6, "scale": True, "residual": True, "after": RELU6},
         {"after": Activation(-1.0, None), "residual": True, "bias": False},
         {"before": SILU, "scale": True, "residual": True, "after": SILU},
+        {"before": PRELU, "scale": True, "residual": True, "after": AFFINE},
     ],
     ids=lambda e: "-".join(e),
 )
@@ -468,15 +477,16 @@ def test_one_group_at_a_time(group_blocks, scale):
     check(Case(c_out=32, visit="group", group_blocks=group_blocks, scale=scale, before=RELU))
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_closed_result(residual):
-    case = Case(residual=residual, after=RELU, batch=3, c_out=13)
+@pytest.mark.parametrize(("residual", "after"), [(False, RELU), (True, RELU), (True, PRELU)])
+def test_closed_result(residual, after):
+    case = Case(residual=residual, after=after, batch=3, c_out=13)
     convolution, spec = Convolution(case), case.spec
     y = unwritten(spec.y)
     closed = np.zeros((3, 13), bool)
-    argument = blocked(convolution.residual, spec.residual) if spec.residual else closed
-    compiled(conv2d_closed(spec))(argument, y)
-    expected = np.maximum(convolution.residual, 0) if residual else 0 * convolution.residual
+    arguments = [blocked(convolution.residual, spec.residual) if spec.residual else closed]
+    arguments += [pack_factors(convolution.factors[:1], spec.y)] if spec.factors else []
+    compiled(conv2d_closed(spec))(*arguments, y)
+    expected = convolution.activated(convolution.residual, after) * residual
     assert_close(plain(y, spec.y), expected)
     assert (halo_of(y, spec.y) == 0).all()
 

@@ -17,8 +17,8 @@ from tests.kernels.util import (
     unwritten,
     unwritten_pool,
 )
-from tvm_dynprune.kernels.activation import Activation
-from tvm_dynprune.kernels.conv2d import pack_channels
+from tvm_dynprune.kernels.activation import Activation, Formula
+from tvm_dynprune.kernels.conv2d import pack_channels, pack_factors
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.window import Window, pack_depthwise_weight, window
 
@@ -75,6 +75,18 @@ def check(spec: Window, reference, x: np.ndarray, extra=()) -> None:
             written = is_open[:, ::LANES]
         assert (halo[written] == 0).all()
         assert np.isnan(halo[~written]).all()
+
+
+def test_a_slope_for_each_channel():
+    prelu = Formula('["nn.leakyrelu", "x", ["factor", 0]]')
+    size = {"kernel": (1, 1), "stride": (1, 1), "pad": (0, 0), "size": (4, 4)}
+    spec = spec_of("depthwise", **size, after=prelu, scale=True)
+    x, weight, slope = random(1, 21, 4, 4), random(21, 1, 1, 1, seed=1), random(21, seed=2)
+    scale = random(1, 21, 1, 1, seed=3)
+    y = x * weight.reshape(1, 21, 1, 1)
+    reference = np.where(y > 0, y, y * slope.reshape(1, 21, 1, 1)) * scale
+    extra = [pack_depthwise_weight(weight, spec), pack_factors([slope], spec.y), scale]
+    check(spec, reference, x, extra)
 
 
 @pytest.mark.parametrize("listed", [False, True])

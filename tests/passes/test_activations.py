@@ -6,6 +6,7 @@ import pytest
 import torch
 import tvm
 from torch import nn
+from torch.nn import functional as F
 from tvm import relax
 from tvm.relax import op
 
@@ -45,14 +46,14 @@ def last(body, *shapes):
 )
 def test_labels(body, label, keeps_zero):
     found = last(lambda g, x: body(g, g.conv(x, 8)))
-    assert (found.label, found.keeps_zero) == (label, keeps_zero)
+    assert (found.label(), found.keeps_zero) == (label, keeps_zero)
 
 
 @pytest.mark.parametrize(
     "body",
     [
         lambda g, x: g.add(g.conv(x, 8), x),  # of two tensors
-        lambda g, x: g.conv(x, 8, bias=True),  # a number for each channel
+        lambda g, x: g.emit(op.multiply(g.conv(x, 8), g.constant(2, 1, 4, 4))),
         lambda g, x: g.emit(op.nn.softmax(g.conv(x, 8))),
         lambda g, x: g.emit(op.greater(g.conv(x, 8), relax.const(0.0))),
     ],
@@ -69,6 +70,33 @@ def test_what_others_read_is_computed():
 
     flow = Dataflow(Graph.build(body, SHAPE)["main"])
     assert all(activation_of(flow, binding.var) is None for binding in flow.bindings)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda g, x, slope: g.emit(op.nn.prelu(x, relax.const(slope), axis=1)),
+        lambda g, x, slope: g.emit(
+            op.where(
+                g.emit(op.greater(x, relax.const(0.0))),
+                x,
+                g.times(relax.const(slope.reshape(1, 8, 1, 1)), x),
+            )
+        ),
+    ],
+    ids=["onnx", "exported"],
+)
+@pytest.mark.parametrize("uniform", [False, True])
+def test_a_slope_for_each_channel_is_a_factor(write, uniform):
+    slope = np.full(8, 0.25, "float32") if uniform else np.linspace(-1, 1, 8, dtype="float32")
+    found = last(lambda g, x: write(g, g.conv(x, 8), slope))
+    if uniform:
+        assert (found.label(), found.factors) == (LEAKY, ())
+    else:
+        assert found.label(first=2) == LEAKY.replace("0.25", '["factor", 2]')
+        (factor,) = found.factors
+        assert (factor.value.numpy().reshape(-1) == slope).all()
+    assert found.keeps_zero
 
 
 class Gated(nn.Module):
@@ -92,6 +120,19 @@ class Gated(nn.Module):
         return mask.repeat_interleave(8, 1)
 
 
+class ByChannel(nn.Module):
+    """PReLU; then, if `norm`, a batch norm, which comes too late to be folded."""
+
+    def __init__(self, *, norm: bool) -> None:
+        super().__init__()
+        self.norm, self.numbers = norm, nn.Parameter(torch.randn(3, 24))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        slope, factor, offset = self.numbers[:, : x.shape[1]]
+        x = F.prelu(x, slope)
+        return x * factor[:, None, None] + offset[:, None, None] if self.norm else x
+
+
 class AtMostOne(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.tanh() + torch.clamp(x, max=1.0)
@@ -100,7 +141,7 @@ class AtMostOne(nn.Module):
 ACTIVATIONS = [
     nn.ReLU6(), nn.Hardswish(), nn.SiLU(), nn.LeakyReLU(0.1), nn.GELU(), nn.GELU("tanh"), nn.Mish(),
     nn.Hardsigmoid(), nn.ELU(), nn.Sigmoid(), nn.Tanh(), nn.Softplus(), nn.Hardtanh(-0.5, 0.25),
-    AtMostOne(),
+    AtMostOne(), ByChannel(norm=False), ByChannel(norm=True),
 ]  # fmt: skip
 
 

@@ -2,12 +2,20 @@
 """The elementwise functions that a kernel applies to its accumulators."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
+
+Factor = Callable[[int], Any]  # row of the factors → the channel's number in it
+
+
+def no_factor(row: int) -> Any:
+    """The `Factor` of kernels that have none."""
+    raise ValueError(f"a kernel without factors has no row {row}")
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,7 @@ class Activation:
     low: float | None = 0.0
     high: float | None = None
 
-    def __call__(self, value):
+    def __call__(self, value, _factor: Factor = no_factor):
         """The activation of a float32 TIR expression."""
         if self.low is not None:
             value = tirx.max(value, T.float32(self.low))
@@ -33,24 +41,34 @@ class Formula:
     Attributes
     ----------
     text
-        JSON: "x", a number, or a list of an operator of `OPERATORS` and its operands, such as
+        JSON: "x", a number, ``["factor", k]``, which is the channel's own number in row k of the
+        kernel's factors, or a list of an operator of `OPERATORS` and its operands, such as
         ``["multiply", "x", ["sigmoid", "x"]]``.
     """
 
     text: str
 
-    def __call__(self, value):
-        """The activation of a float32 TIR expression."""
-        return _let(value, lambda x: _evaluate(json.loads(self.text), x))
+    def __call__(self, value, factor: Factor = no_factor):
+        """The activation of a float32 TIR expression; `factor` reads row k of the factors."""
+        return _let(value, lambda x: _evaluate(json.loads(self.text), x, factor))
 
 
-def _evaluate(formula: Any, x):
-    if formula == "x":
-        return x
-    if isinstance(formula, int | float):
-        return T.float32(formula)
+def factor_rows(activation: Activation | Formula | None) -> int:
+    """How many rows of factors an activation reads."""
+    text = activation.text if isinstance(activation, Formula) else ""
+    return len(set(re.findall(r'"factor", \d+', text)))
+
+
+def _evaluate(formula: Any, x, factor: Factor):
+    match formula:
+        case "x":
+            return x
+        case int() | float():
+            return T.float32(formula)
+        case ["factor", row]:
+            return factor(row)
     name, *operands = formula
-    return OPERATORS[name](*(_evaluate(operand, x) for operand in operands))
+    return OPERATORS[name](*(_evaluate(operand, x, factor) for operand in operands))
 
 
 def _let(value, body: Callable):

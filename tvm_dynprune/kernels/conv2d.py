@@ -13,11 +13,12 @@ Output channels are visited in one of four ways (`Conv2d.visit`):
 ==========  ========================================================================================
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from tvm_dynprune.kernels.activation import Activation, Formula
+from tvm_dynprune.kernels.activation import Activation, Formula, factor_rows
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.reduction import Reduction
 from tvm_dynprune.kernels.schedule import Schedule
@@ -62,6 +63,11 @@ class Conv2d:
     registers: int = 32
     by_lane: bool = False
     permutes: str = ""
+
+    @property
+    def factors(self) -> int:
+        """Rows of numbers for each channel that the activations read."""
+        return factor_rows(self.before) + factor_rows(self.after)
 
     @property
     def reduction(self) -> Reduction:
@@ -114,3 +120,8 @@ def pack_channels(values: np.ndarray, size: FeatureMap) -> np.ndarray:
     """A number for each of C channels, or for all, padded with zeros to (blocks * lanes,)."""
     each = np.broadcast_to(values.astype("float32").reshape(-1), (size.channels,))
     return np.pad(each, (0, size.blocks * size.lanes - size.channels))
+
+
+def pack_factors(rows: Sequence[np.ndarray], size: FeatureMap) -> np.ndarray:
+    """Numbers for each of C channels, padded with zeros to (rows, blocks * lanes)."""
+    return np.stack([pack_channels(row, size) for row in rows])

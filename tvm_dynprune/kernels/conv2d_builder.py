@@ -11,6 +11,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
 from tvm.tirx import Buffer
 
+from tvm_dynprune.kernels.activation import Factor
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVectors
@@ -36,7 +37,7 @@ class Conv2dBuilder:
     """The parts of a convolution kernel that do not depend on how it convolves.
 
     The kernel's parameters, in order, those in brackets as the spec says: input, weight, [bias
-    (blocks * lanes,)], [scale (N, C_out, 1, 1)], [residual; its pool, if `in_place` and `pools`],
+    (blocks * lanes,)], [factors (factors, blocks * lanes)], [scale (N, C_out, 1, 1)], [residual; its pool, if `in_place` and `pools`],
     [list_in (N, C_in or blocks) int32, count_in (N,) int32], [list_out (N, blocks or C_out) int32,
     count_out (N,) int32], y, [group int64], [pool (N, blocks, 1, 1, lanes)]. The lists are those of
     `open_list`.
@@ -86,6 +87,7 @@ class Conv2dBuilder:
         spec, y = self.spec, self.spec.y
         if spec.bias:
             self.bias = T.arg("bias", T.buffer((y.blocks * self.lanes,), "float32"))
+        self.declare_factors()
         if spec.scale:
             self.scale = T.arg("scale", T.buffer((y.batch, y.channels, 1, 1), "float32"))
         if spec.residual is not None and not spec.in_place:
@@ -110,6 +112,12 @@ class Conv2dBuilder:
             self.residual = self.y
         if spec.pools:
             self.pooling.begin()
+
+    def declare_factors(self) -> None:
+        """Declare the parameter factors, if there are any."""
+        shape = self.spec.factors, self.spec.y.blocks * self.lanes
+        if self.spec.factors:
+            self.factors = T.arg("factors", T.buffer(shape, "float32"))
 
     def sample(self, n) -> None:
         """Emit the visit of one sample's output channels."""
@@ -256,13 +264,16 @@ class Conv2dBuilder:
         """The value that is written for a sum of products and bias; `scale()` reads the gate."""
         spec = self.spec
         if spec.before:
-            value = spec.before(value)
+            value = spec.before(value, self._factor(block, lane))
         if spec.scale:
             value = value * scale()
         if spec.residual is not None:
             halo = spec.residual.halo
             value = value + self.residual[n, block, row + halo, column + halo, lane]
-        return spec.after(value) if spec.after else value
+        return spec.after(value, self._factor(block, lane)) if spec.after else value
+
+    def _factor(self, block, lane) -> Factor:
+        return lambda row: self.factors[row, block * self.lanes + lane]
 
     def fill_block(self, n, block) -> None:
         """Emit what a closed block holds for readers who read all channels."""
@@ -282,4 +293,4 @@ class Conv2dBuilder:
             return T.float32(0)
         halo = spec.residual.halo
         value = self.residual[n, block, row + halo, column + halo, lane]
-        return spec.after(value) if spec.after else value
+        return spec.after(value, self._factor(block, lane)) if spec.after else value

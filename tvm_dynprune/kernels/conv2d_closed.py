@@ -9,7 +9,8 @@ from tvm_dynprune.kernels.conv2d_builder import Conv2dBuilder
 
 
 def conv2d_closed(spec: Conv2d) -> tirx.PrimFunc:
-    """Build the kernel of what `y` holds where everything is closed: residual or else open, y.
+    """Build the kernel of what `y` holds where everything is closed: residual or else open,
+    [factors (factors, blocks * lanes)], y.
 
     It does not read open (N, C) bool: without an argument, TVM would compute a small y once for all
     calls, and branches write into it.
@@ -23,6 +24,7 @@ def conv2d_closed(spec: Conv2d) -> tirx.PrimFunc:
                 builder.residual = spec.residual.argument("residual")
             else:
                 T.arg("open", T.buffer((y.batch, y.channels), "bool"))
+            builder.declare_factors()
             builder.y = y.part_of(y.argument("y"))
             with T.serial(0, y.batch) as n, T.parallel(0, y.blocks) as block:
                 builder.fill_block(n, block)

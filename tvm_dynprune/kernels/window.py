@@ -14,7 +14,7 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
 
-from tvm_dynprune.kernels.activation import Activation, Formula
+from tvm_dynprune.kernels.activation import Activation, Formula, factor_rows
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_block, zero_halo
 from tvm_dynprune.kernels.pooling import Pooling
 from tvm_dynprune.kernels.registers import registers
@@ -47,6 +47,11 @@ class Window:
     pools: bool = False  # a second result, the mean of each channel of y; 0 for closed ones
     registers: int = 32
 
+    @property
+    def factors(self) -> int:
+        """Rows of numbers for each channel that `after` reads."""
+        return factor_rows(self.after)
+
 
 def pack_depthwise_weight(weight: np.ndarray, spec: Window) -> np.ndarray:
     """Weights (C, 1, KH, KW) float32 as (blocks, KH, KW, lanes)."""
@@ -61,7 +66,7 @@ def window(spec: Window) -> tirx.PrimFunc:
     """Build the kernel.
 
     Its parameters, those in brackets as `spec` says: x, [weight, for depthwise], [bias
-    (blocks * lanes,)], [scale (N, C, 1, 1)], [list_out (N, blocks) int32, count_out (N,) int32],
+    (blocks * lanes,)], [factors (factors, blocks * lanes)], [scale (N, C, 1, 1)], [list_out (N, blocks) int32, count_out (N,) int32],
     y, [pool (N, blocks, 1, 1, lanes)].
     """
     return _Builder(spec).build()
@@ -110,6 +115,9 @@ class _Builder:
             self.weight = T.arg("weight", T.buffer(shape, "float32"))
         if spec.bias:
             self.bias = T.arg("bias", T.buffer((y.blocks * self.lanes,), "float32"))
+        if spec.factors:
+            shape = spec.factors, y.blocks * self.lanes
+            self.factors = T.arg("factors", T.buffer(shape, "float32"))
         if spec.scale:
             self.scale = T.arg("scale", T.buffer((y.batch, y.channels, 1, 1), "float32"))
         if spec.listed:
@@ -213,7 +221,7 @@ class _Builder:
         if spec.kind == "average":
             value = value * self._reciprocal_count(row, column)
         if spec.after:
-            value = spec.after(value)
+            value = spec.after(value, lambda row: self.factors[row, channel])
         if spec.scale:
             if spec.y.channels % self.lanes:
                 channel = tirx.min(channel, spec.y.channels - 1)

@@ -16,7 +16,14 @@ from tvm.relax import Var
 from tvm_ffi import structural_equal
 
 from tvm_dynprune.kernels.activation import OPERATORS, Activation, Formula
-from tvm_dynprune.passes.dataflow import Dataflow, constant_of, op_name, operands, shape_of
+from tvm_dynprune.passes.dataflow import (
+    Dataflow,
+    channel_vector,
+    constant_of,
+    op_name,
+    operands,
+    shape_of,
+)
 
 _MOST_STEPS = 16
 
@@ -28,21 +35,21 @@ class ActivationSteps:
     source: Var
     steps: tuple[Var, ...]
     formula: Any  # see `Formula`
+    factors: tuple[Expr, ...] = ()  # constants, one number for each channel, of its rows
 
     @property
     def result(self) -> Var:
         """The variable that holds the activation."""
         return self.steps[-1]
 
-    @property
-    def label(self) -> str:
-        """The step of an epilogue: relu, clip:LOW:HIGH or formula:TEXT."""
+    def label(self, first: int = 0) -> str:
+        """The step of an epilogue: relu, clip:LOW:HIGH or formula:TEXT; factors from `first` on."""
         match self.formula:
             case ["nn.relu", "x"]:
                 return "relu"
             case ["clip", "x", low, high]:
                 return f"clip:{low}:{high}"
-        return f"formula:{json.dumps(self.formula)}"
+        return f"formula:{json.dumps(_renumbered(self.formula, first))}"
 
     @property
     def keeps_zero(self) -> bool:
@@ -71,7 +78,9 @@ def activations_of(flow: Dataflow, var: Var) -> Iterator[ActivationSteps]:
             (source,) = reads
             if structural_equal(source.ty, var.ty) and _is_private(flow, source, steps):
                 ordered = tuple(sorted(steps, key=flow.position.__getitem__))
-                yield ActivationSteps(source, ordered, _formula(flow, var, source))
+                factors: list[Expr] = []
+                formula = _formula(flow, var, source, factors)
+                yield ActivationSteps(source, ordered, formula, tuple(factors))
         # The last one computed: it may read the others.
         latest = max(reads, key=lambda v: flow.position.get(v, -1), default=None)
         if latest is None or latest not in flow.definition:
@@ -103,10 +112,24 @@ def clip_keeps_zero(clip: Expr) -> bool:
 
 def _is_step(flow: Dataflow, var: Var) -> bool:
     value = flow.definition[var]
+    if op_name(value) == "nn.prelu":
+        return isinstance(value.args[0], Var) and _is_slope(value)
     return op_name(value) in OPERATORS and all(
-        shape_of(a) == shape_of(var) if isinstance(a, Var) else _number(a) is not None
+        shape_of(a) == shape_of(var) if isinstance(a, Var) else _is_factor(a, var)
         for a in value.args
     )
+
+
+def _is_slope(prelu: Expr) -> bool:
+    slope = constant_of(prelu.args[1])
+    return slope is not None and (slope.size == 1 or int(prelu.attrs.axis) == 1)
+
+
+def _is_factor(expr: Expr, var: Var) -> bool:
+    """Whether `expr` is a number, or a number for each channel of `var`."""
+    shape = shape_of(var)
+    by_channel = len(shape) == 4 and channel_vector(expr, shape[1]) is not None
+    return by_channel or _number(expr) is not None
 
 
 def _is_private(flow: Dataflow, source: Var, steps: list[Var]) -> bool:
@@ -123,17 +146,30 @@ def _number(expr: Expr) -> float | None:
     return float(bound) if isinstance(bound, int | float) else None
 
 
-def _formula(flow: Dataflow, expr: Expr, source: Var) -> Any:
+def _formula(flow: Dataflow, expr: Expr, source: Var, factors: list[Expr]) -> Any:
+    """The formula of `expr`; appends to `factors` what it has for each channel."""
     if expr.same_as(source):
         return "x"
     number = _number(expr)
     if number is not None:
         return number
+    if not isinstance(expr, Var):
+        factors.append(expr)
+        return ["factor", len(factors) - 1]
     value = flow.definition[expr]
-    name, arguments = op_name(value), [_formula(flow, a, source) for a in value.args]
+    name, arguments = op_name(value), [_formula(flow, a, source, factors) for a in value.args]
     if name == "nn.leakyrelu":
         arguments.append(float(value.attrs.alpha))
     return _simplified([name, *arguments])
+
+
+def _renumbered(formula: Any, first: int) -> Any:
+    match formula:
+        case ["factor", row]:
+            return ["factor", first + row]
+        case [name, *arguments]:
+            return [name, *(_renumbered(argument, first) for argument in arguments)]
+    return formula
 
 
 def _simplified(formula: list) -> list:
@@ -152,6 +188,12 @@ def _simplified(formula: list) -> list:
             return _simplified(["clip", x, *bounds])
         case ["clip", x, 0.0, float(high)] if high == inf:
             return ["nn.relu", x]
+        case ["nn.prelu", x, slope]:
+            return ["nn.leakyrelu", x, slope]
+        case ["where", ["greater", x, 0.0], same, ["multiply", slope, again]] if (
+            x == same == again
+        ):
+            return ["nn.leakyrelu", x, slope]
     return formula
 
 

@@ -10,7 +10,8 @@ The body says what the function means; attributes say what lowering needs to kno
                    "dynprune.global_average"
 ``layer``          the layer's name
 ``roles``          what each parameter is: x, weight, scale_in (of x), bias, scale, residual,
-                   open_in, open_out
+                   factor_0, factor_1 ... (for each channel, of activations), open_in,
+                   open_out
 ``epilogue``       steps after the convolution: bias, scale, residual, relu, clip:LOW:HIGH
 ``binary_scale``   1 if the scale is a mask of zeros and ones
 ``block``          "inner" or "last", of a block that one decision closes; else empty
@@ -28,10 +29,11 @@ from tvm import relax
 from tvm.ir import Expr
 from tvm.relax import Call, Var
 
-from tvm_dynprune.passes.dataflow import Functions, shape_of
+from tvm_dynprune.passes.dataflow import Constant, Functions, constant_of, shape_of
 
 PREFIX = "dynprune."
 SCALE_IN = "scale_in"
+FACTOR = "factor_"  # of an activation, for each channel; the body has it as a constant
 SUMS = ("conv2d", "grouped_conv2d")  # kinds that sum over input channels
 CONVOLUTIONS = (*SUMS, "depthwise_conv2d")
 BY_CHANNEL = ("depthwise_conv2d", "affine")  # kinds with weights, but for each channel alone
@@ -59,6 +61,12 @@ class CompositeCall:
     def epilogue(self) -> list[str]:
         """The steps after the convolution."""
         return [str(step) for step in self.func.attrs["epilogue"]]
+
+    @property
+    def factors(self) -> list[Constant]:
+        """What activations have for each channel."""
+        given = self.arguments.items()
+        return [constant_of(value) for role, value in given if role.startswith(FACTOR)]
 
     @property
     def operator(self) -> Call:

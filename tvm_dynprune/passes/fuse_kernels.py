@@ -31,6 +31,7 @@ from tvm.relax import Call, Var
 from tvm_dynprune.passes.activations import ActivationSteps, activations_of
 from tvm_dynprune.passes.composite import (
     BY_CHANNEL,
+    FACTOR,
     PREFIX,
     SCALE_IN,
     SUMS,
@@ -67,12 +68,15 @@ class _Step:
         Name of the epilogue's step; "" for the operator itself.
     argument
         What else the step reads.
+    factors
+        Constants of an activation, one number for each channel.
     """
 
     stage: str
     bindings: tuple[Var, ...]
     label: str = ""
     argument: Expr | None = None
+    factors: tuple[Expr, ...] = ()
 
     @property
     def result(self) -> Var:
@@ -95,7 +99,8 @@ class _Fuser:
             for binding in self.flow.bindings
             for activation in activations_of(self.flow, binding.var)
         }
-        self.activated = {var for found in self.activations.values() for var in found.steps}
+        plain = [found for found in self.activations.values() if not found.factors]
+        self.activated = {var for found in plain for var in found.steps}
         self.fused: set[Var] = set()
         self.taken = {gv.name_hint for gv in functions}
 
@@ -133,7 +138,7 @@ class _Fuser:
         """
         if op_name(call) != "multiply" or not isinstance(call.args[0], Var):
             return False
-        if var in self.activated:
+        if var in self.activated | self.fused:
             return False
         shape = shape_of(var) or ()
         if len(shape) != 4 or shape[2:] == (1, 1) or shape_of(call.args[0]) != shape:
@@ -207,6 +212,8 @@ class _Fuser:
         if kind == "conv2d" and (scaled := self._scaled(call)) is not None:
             roles["x"], roles[SCALE_IN] = scaled
         roles |= {step.label: step.argument for step in steps if step.argument is not None}
+        factors = [each for step in steps for each in step.factors]
+        roles |= {f"{FACTOR}{row}": each for row, each in enumerate(factors)}
         body = self._body(call, roles, steps)
         attributes = {
             "Composite": PREFIX + kind,
@@ -265,4 +272,5 @@ def _activation_step(activation: ActivationSteps, kind: str, steps: list[_Step])
         fits = sums or activation.keeps_zero
     else:
         stage, fits = "after", activation.keeps_zero and steps[-1].stage == "residual"
-    return _Step(stage, activation.steps, activation.label) if fits else None
+    label = activation.label(sum(len(step.factors) for step in steps))
+    return _Step(stage, activation.steps, label, factors=activation.factors) if fits else None

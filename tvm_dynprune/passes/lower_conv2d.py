@@ -34,7 +34,7 @@ from tvm.relax import Var, op
 from tvm_dynprune.kernels.activation import Formula
 from tvm_dynprune.kernels.any_open import any_open
 from tvm_dynprune.kernels.channel_groups import merge_weight
-from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
+from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels, pack_factors
 from tvm_dynprune.kernels.conv2d_closed import conv2d_closed
 from tvm_dynprune.kernels.convolution import Convolution
 from tvm_dynprune.kernels.scale_weight import scale_weight
@@ -150,12 +150,17 @@ def _epilogue_arguments(
     given, arguments = composite.arguments, []
     if spec.bias:
         arguments.append(relax.const(pack_channels(constant_of(given["bias"]), spec.y)))
+    arguments += _factors(composite, spec)
     if spec.scale:
         arguments.append(emitter.plain(given["scale"]))
     if not spec.in_place:
         return arguments + _residual(emitter, composite)
     pool = emitter.plan.pooling(given["residual"])
     return [*arguments, emitter.blocked(pool)] if spec.pools else arguments
+
+
+def _factors(composite: CompositeCall, spec: Conv2d) -> list[Expr]:
+    return [relax.const(pack_factors(composite.factors, spec.y))] if spec.factors else []
 
 
 def _residual(emitter: KernelEmitter, composite: CompositeCall) -> list[Expr]:
@@ -168,7 +173,8 @@ def _closed(
 ) -> tuple[tirx.PrimFunc, str, list[Expr]]:
     """Kernel, name and arguments of what y holds where everything is closed."""
     is_open = emitter.plain(composite.arguments["open_out"])
-    return conv2d_closed(spec), "conv2d_closed", _residual(emitter, composite) or [is_open]
+    arguments = _residual(emitter, composite) or [is_open]
+    return conv2d_closed(spec), "conv2d_closed", [*arguments, *_factors(composite, spec)]
 
 
 def _decisions(

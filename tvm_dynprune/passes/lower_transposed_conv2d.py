@@ -9,7 +9,7 @@ import numpy as np
 from tvm import relax
 from tvm.relax import Var
 
-from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels
+from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels, pack_factors
 from tvm_dynprune.kernels.convolution import Convolution
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.transposed_conv2d import (
@@ -65,5 +65,8 @@ def _convolution(
     if spec.bias:
         bias = pack_channels(constant_of(given["bias"]), y)
         arguments.append(relax.const(np.tile(bias, times)))
+    if spec.factors:
+        factors = pack_factors(composite.factors, y)
+        arguments.append(relax.const(np.tile(factors, times)))
     name = f"transposed_conv2d_{composite.layer}"
     return emitter.call(convolution.kernel, name, arguments, [tensor(size)]), size

@@ -10,7 +10,7 @@ from tvm import relax
 from tvm.ir import Expr
 from tvm.relax import Var
 
-from tvm_dynprune.kernels.conv2d import pack_channels
+from tvm_dynprune.kernels.conv2d import pack_channels, pack_factors
 from tvm_dynprune.kernels.global_average import GlobalAverage, global_average
 from tvm_dynprune.kernels.window import Window, pack_depthwise_weight, window
 from tvm_dynprune.passes.activations import parse_activation
@@ -57,6 +57,8 @@ def lower_window(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
         arguments.append(relax.const(pack_depthwise_weight(weight, spec)))
     if spec.bias:
         arguments.append(relax.const(pack_channels(constant_of(given["bias"]), spec.y)))
+    if spec.factors:
+        arguments.append(relax.const(pack_factors(composite.factors, spec.y)))
     if spec.scale:
         arguments.append(emitter.plain(given["scale"]))
     name = f"{composite.kind}_{composite.layer}"
