@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from tvm import relax
 
 from tests.kernels.util import quick_host
+from tests.linked import virtual_machine
 from tests.passes.util import results_of_both
 from tests.random_networks import Network, RandomNetwork, networks
 from tvm_dynprune.frontend.exported import from_exported
@@ -68,9 +69,8 @@ def reference(model: RandomNetwork, x: torch.Tensor) -> tuple[np.ndarray, list[n
 
 def machine(mod: tvm.IRModule, lowering: str) -> relax.VirtualMachine:
     quick = quick_host()
-    return relax.VirtualMachine(
-        pipeline.build(pipeline.lower(pipeline.choose(mod, quick, lowering), quick), quick),
-        tvm.cpu(),
+    return virtual_machine(
+        pipeline.build(pipeline.lower(pipeline.choose(mod, quick, lowering), quick), quick)
     )
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import tvm
-from tvm import relax
 
 from tests.frontend.networks import GATED, Assigned, BareSigmoid, Net, SqueezeAndExcitation
 from tests.kernels.util import quick_host
+from tests.linked import virtual_machine
 from tvm_dynprune.errors import ModelError
 from tvm_dynprune.frontend import from_onnx
 from tvm_dynprune.frontend.exported import from_exported
@@ -76,7 +76,7 @@ def check_numbers(net: type[Net], mod: tvm.IRModule, batch: int, lowerings) -> N
         executable = pipeline.build(
             pipeline.lower(pipeline.choose(annotated, quick, lowering), quick), quick
         )
-        machine = relax.VirtualMachine(executable, tvm.cpu())
+        machine = virtual_machine(executable)
         arguments = [x, *[np.array(thresholds, "float32")] * bool(thresholds)]
         out, is_open = machine["main"](*map(tvm.runtime.tensor, arguments))
         assert np.abs(out.numpy() - expected).max() <= 1e-4 * np.abs(expected).max()

@@ -10,6 +10,7 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
+from tests.linked import linked
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.tir_pipeline import TIR_PIPELINE
 from tvm_dynprune.soc import Soc, load_soc
@@ -46,7 +47,7 @@ def compiled(kernel: tirx.PrimFunc) -> Callable:
     """
     module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
     target = host_target(optimized=tvm_ffi.structural_hash(kernel) % 4 == 0)
-    main = tvm.compile(module, target=target, tir_pipeline=TIR_PIPELINE)["main"]
+    main = linked(tvm.compile(module, target=target, tir_pipeline=TIR_PIPELINE))["main"]
 
     def call(*arguments):
         tensors = [tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]

@@ -314,6 +314,23 @@ def a_layer_normalisation_reads_everything(g: Graph, x: Var):
     return g.conv(g.times(g.conv(z, 16, name="second"), g.gate(y, 16, 8, name="b")), 8, name="last")
 
 
+@case(first=("", "a"), second=("a", ""), third=("", "b"), last=("b", ""))
+def a_group_normalisation_reads_everything(g: Graph, x: Var):
+    y = g.times(g.conv(x, 24, name="first"), g.gate(x, 24, 4, name="a"))
+    affine = [g.constant(24), g.constant(24)]
+    z = g.conv(y, 24, name="second")
+    z = g.emit(op.nn.group_norm(z, *affine, 6, 1, [2, 3], epsilon=1e-5))
+    z = g.relu(g.add(g.prelu(z), y))
+    return g.conv(g.times(g.conv(z, 16, name="third"), g.gate(z, 16, 8, name="b")), 8, name="last")
+
+
+@case(first=("", "a"), second=("a", "b"), last=("", ""))
+def slopes_for_each_channel(g: Graph, x: Var):
+    y = g.times(g.prelu(g.conv(x, 16, name="first")), g.gate(x, 16, 8, name="a"))
+    z = g.prelu(g.add(g.times(g.conv(y, 16, name="second"), g.gate(y, 16, 8, name="b")), x))
+    return g.conv(z, 8, name="last")
+
+
 @case(first=("", "a"))
 def a_gated_result_is_returned(g: Graph, x: Var):
     y = g.conv(x, 21, name="first", bias=True, strides=2)

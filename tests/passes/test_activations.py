@@ -4,13 +4,13 @@
 import numpy as np
 import pytest
 import torch
-import tvm
 from torch import nn
 from torch.nn import functional as F
 from tvm import relax
 from tvm.relax import op
 
 from tests.kernels.util import quick_host
+from tests.linked import virtual_machine
 from tests.passes.util import Graph, results_of_both
 from tvm_dynprune.frontend.exported import from_exported
 from tvm_dynprune.passes import pipeline
@@ -157,7 +157,7 @@ def test_gates_after_any_activation_are_used_and_the_numbers_stay(activation):
     chosen = pipeline.choose(mod, quick, "indexed")
     network = pipeline.build(pipeline.lower(chosen, quick), quick)
     thresholds = np.zeros(2, "float32")
-    machine = relax.VirtualMachine(network, tvm.cpu())
+    machine = virtual_machine(network)
     got, opened = results_of_both(machine, [x.numpy(), thresholds])
     assert 0 < opened.mean() < 1
     assert np.abs(got - expected).max() <= 1e-5 * max(1, np.abs(expected).max())

@@ -285,13 +285,40 @@ def norm(g, x):
 
 def test_a_batch_norm_before_its_convolution_is_a_kernel():
     def body(g, x):
-        return g.conv(g.relu(norm(g, g.conv(x, 8, name="first"))), 4, name="second")
+        pooled = g.emit(op.nn.max_pool2d(g.conv(x, 8, name="first"), (2, 2)), "pooled")
+        return g.conv(g.relu(norm(g, pooled)), 4, name="second")
 
     before = Graph.build(body, SHAPE)
     after = assert_promises(FuseKernels(), before)
     assert_same_numbers(before, after)
-    assert ops(after) == ["first", "norm", "second"]
+    assert ops(after) == ["first", "pooled", "norm", "second"]
     assert list(composites(after)["norm"].attrs["epilogue"]) == ["bias", "relu"]
+
+
+def test_a_batch_norm_after_an_activation_is_part_of_the_convolution():
+    def body(g, x):
+        y = norm(g, g.prelu(g.conv(x, 8, name="first")))
+        return g.conv(g.relu(y), 4, name="second")
+
+    before = Graph.build(body, SHAPE)
+    after = assert_promises(FuseKernels(), before)
+    assert_same_numbers(before, after)
+    assert ops(after) == ["first", "second"]
+    factors = ["factor_0", "factor_1", "factor_2"]
+    assert list(composites(after)["first"].attrs["roles"]) == ["x", "weight", *factors]
+
+
+def test_group_normalisation_takes_activations_and_a_residual():
+    def body(g, x):
+        y = g.emit(op.nn.group_norm(x, g.constant(8), g.constant(8), 2, 1, [2, 3]), "norm")
+        return g.relu(g.add(g.prelu(y), x))
+
+    before = Graph.build(body, (1, 8, 8, 4))
+    after = assert_promises(FuseKernels(), before)
+    assert_same_numbers(before, after)
+    assert ops(after) == ["norm"]
+    prelu = 'formula:["nn.leakyrelu", "x", ["factor", 0]]'
+    assert list(composites(after)["norm"].attrs["epilogue"]) == [prelu, "residual", "relu"]
 
 
 def test_what_normalises_an_image_is_none():

@@ -8,6 +8,7 @@ from tvm import relax, topi
 from tvm.relax import op
 
 from tests.kernels.util import FEW_REGISTERS, quick_host
+from tests.linked import virtual_machine
 from tests.pairwise import pairwise
 from tests.passes.graphs import CASES
 from tests.passes.util import (
@@ -53,7 +54,7 @@ def lowered(
 
 
 def machine(mod: tvm.IRModule) -> relax.VirtualMachine:
-    return relax.VirtualMachine(pipeline.build(mod, quick_host()), tvm.cpu())
+    return virtual_machine(pipeline.build(mod, quick_host()))
 
 
 def results(network: relax.VirtualMachine, x: np.ndarray) -> list[np.ndarray]:

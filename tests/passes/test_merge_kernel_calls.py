@@ -6,6 +6,7 @@ from tvm import relax
 from tvm.relax.transform import CallTIRRewrite, CanonicalizeBindings, RemovePurityChecking
 from tvm.script import ir as I, relax as R, tirx as T
 
+from tests.linked import virtual_machine
 from tests.passes.util import assert_pass, assert_promises, assert_unchanged
 from tvm_dynprune.kernels.tir_pipeline import TIR_PIPELINE
 from tvm_dynprune.passes.add_by_kernel_twins import BY_KERNEL, AddByKernelTwins
@@ -90,7 +91,7 @@ def built(mod: tvm.IRModule) -> relax.VirtualMachine:
         mod = AFTER(mod)
         no_passes = tvm.transform.Sequential([])
         executable = relax.build(mod, target, relax_pipeline=no_passes, tir_pipeline=TIR_PIPELINE)
-    return relax.VirtualMachine(executable, tvm.cpu())
+    return virtual_machine(executable)
 
 
 def test_a_chain_becomes_one_function_that_calls_the_kernels():

@@ -5,6 +5,7 @@ import tvm
 from tvm import relax
 
 from tests.kernels.util import quick_host
+from tests.linked import virtual_machine
 from tests.passes.graphs import CASES
 from tests.passes.util import Graph, assert_promises, assert_unchanged
 from tvm_dynprune.passes import pipeline
@@ -27,7 +28,7 @@ def results(mod: tvm.IRModule, arguments: list[np.ndarray]) -> list[np.ndarray]:
     with target:
         mod = tvm.transform.Sequential(PASSES[PLACE + 1 :])(mod)
         built = relax.build(mod, target, relax_pipeline=tvm.transform.Sequential([]))
-    machine = relax.VirtualMachine(built, tvm.cpu())
+    machine = virtual_machine(built)
     return [r.numpy() for r in machine["main"](*map(tvm.runtime.tensor, arguments))]
 
 

@@ -7,6 +7,7 @@ import tvm
 from tvm import relax
 
 from tests.kernels.util import quick_host
+from tests.linked import virtual_machine
 from tests.passes.graphs import CASES
 from tests.passes.util import Graph, assert_promises, composites, ops, run
 from tvm_dynprune.passes import pipeline
@@ -20,7 +21,7 @@ def graph() -> tvm.IRModule:
 
 
 def machine(mod: tvm.IRModule) -> relax.VirtualMachine:
-    return relax.VirtualMachine(pipeline.build(mod, quick_host()), tvm.cpu())
+    return virtual_machine(pipeline.build(mod, quick_host()))
 
 
 def test_annotate_keeps_its_input_and_runs_twice():

@@ -10,6 +10,7 @@ from tvm import relax
 from tvm.ir import Expr
 from tvm.relax import Var, op
 
+from tests.linked import virtual_machine
 from tvm_dynprune.passes.add_by_kernel_twins import BY_KERNEL
 from tvm_dynprune.passes.composite import is_composite
 from tvm_dynprune.passes.dataflow import op_name
@@ -106,6 +107,10 @@ class Graph:
         """A ReLU6."""
         return self.emit(op.clip(x, 0.0, 6.0))
 
+    def prelu(self, x: Var) -> Var:
+        """A slope for each channel."""
+        return self.emit(op.nn.prelu(x, self.constant(int(x.ty.shape[1])), axis=1))
+
     def gate(
         self,
         x: Var,
@@ -169,7 +174,7 @@ def roles(mod: tvm.IRModule) -> dict[str, list[str]]:
 def run(mod: tvm.IRModule, *inputs: np.ndarray, name: str = "main") -> list[np.ndarray]:
     """The function's results, computed by TVM's own kernels."""
     quick = tvm.target.Target({"kind": "llvm", "opt-level": 0})  # compiled to run once
-    machine = relax.VirtualMachine(tvm.compile(mod, quick), tvm.cpu())
+    machine = virtual_machine(tvm.compile(mod, quick))
     result = machine[name](*map(tvm.runtime.tensor, inputs))
     return [r.numpy() for r in ([result] if hasattr(result, "numpy") else result)]
 

@@ -37,10 +37,10 @@ class Conv2dBuilder:
     """The parts of a convolution kernel that do not depend on how it convolves.
 
     The kernel's parameters, in order, those in brackets as the spec says: input, weight, [bias
-    (blocks * lanes,)], [factors (factors, blocks * lanes)], [scale (N, C_out, 1, 1)], [residual; its pool, if `in_place` and `pools`],
-    [list_in (N, C_in or blocks) int32, count_in (N,) int32], [list_out (N, blocks or C_out) int32,
-    count_out (N,) int32], y, [group int64], [pool (N, blocks, 1, 1, lanes)]. The lists are those of
-    `open_list`.
+    (blocks * lanes,)], [factors (factors, blocks * lanes)], [scale (N, C_out, 1, 1)], [residual;
+    its pool, if `in_place` and `pools`], [list_in (N, C_in or blocks) int32, count_in (N,) int32],
+    [list_out (N, blocks or C_out) int32, count_out (N,) int32], y, [group int64], [pool
+    (N, blocks, 1, 1, lanes)]. The lists are those of `open_list`.
     """
 
     def __init__(self, spec: Conv2d) -> None:

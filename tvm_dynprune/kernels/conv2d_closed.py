@@ -9,11 +9,11 @@ from tvm_dynprune.kernels.conv2d_builder import Conv2dBuilder
 
 
 def conv2d_closed(spec: Conv2d) -> tirx.PrimFunc:
-    """Build the kernel of what `y` holds where everything is closed: residual or else open,
-    [factors (factors, blocks * lanes)], y.
+    """Build the kernel of what `y` holds where everything is closed.
 
-    It does not read open (N, C) bool: without an argument, TVM would compute a small y once for all
-    calls, and branches write into it.
+    Its parameters: residual or else open, [factors (factors, blocks * lanes)], y. It does not read
+    open (N, C) bool: without an argument, TVM would compute a small y once for all calls, and
+    branches write into it.
     """
     y = spec.y
     with IRBuilder() as ir:

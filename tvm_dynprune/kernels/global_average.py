@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Global average pooling over all blocks, or over those that a list names; the others become 0."""
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
@@ -51,25 +54,29 @@ def global_average(spec: GlobalAverage) -> tirx.PrimFunc:
 
 
 def _block(size: FeatureMap, x, y, n, block) -> None:
-    sums, halo = min(_SUMS, size.width), size.halo
-    acc = registers(sums, lanes=size.lanes)
+    halo = size.halo
+    total = sum_of_plane(size, lambda row, column, v: x[n, block, row + halo, column + halo, v])
+    with T.vectorized(0, size.lanes) as v:
+        mean = total(v) * T.float32(1.0 / (size.height * size.width))
+        T.buffer_store(y, mean, [n, block, 0, 0, v])
+
+
+def sum_of_plane(size: FeatureMap, element: Callable) -> Callable:
+    """Emit the sums of ``element(row, column, lane)``; returns what gives that of a lane."""
+    sums = min(_SUMS, size.width)
+    acc, rest = registers(sums, lanes=size.lanes), size.width % sums
+
+    def add(s: int, row, column) -> None:
+        with T.vectorized(0, size.lanes) as v:
+            T.buffer_store(acc[s], acc[s][v] + element(row, column, v), [v])
+
     for s in range(sums):
         with T.vectorized(0, size.lanes) as v:
             T.buffer_store(acc[s], T.float32(0), [v])
     with T.serial(0, size.height) as row:
         with T.serial(0, size.width // sums) as step:
             for s in range(sums):
-                with T.vectorized(0, size.lanes) as v:
-                    value = x[n, block, row + halo, step * sums + s + halo, v]
-                    T.buffer_store(acc[s], acc[s][v] + value, [v])
-        rest = size.width % sums
+                add(s, row, step * sums + s)
         for s in range(rest):
-            with T.vectorized(0, size.lanes) as v:
-                value = x[n, block, row + halo, size.width - rest + s + halo, v]
-                T.buffer_store(acc[s], acc[s][v] + value, [v])
-    with T.vectorized(0, size.lanes) as v:
-        total = acc[0][v]
-        for s in range(1, sums):
-            total = total + acc[s][v]
-        mean = total * T.float32(1.0 / (size.height * size.width))
-        T.buffer_store(y, mean, [n, block, 0, 0, v])
+            add(s, row, size.width - rest + s)
+    return lambda v: reduce(operator.add, (one[v] for one in acc))

@@ -66,8 +66,8 @@ def window(spec: Window) -> tirx.PrimFunc:
     """Build the kernel.
 
     Its parameters, those in brackets as `spec` says: x, [weight, for depthwise], [bias
-    (blocks * lanes,)], [factors (factors, blocks * lanes)], [scale (N, C, 1, 1)], [list_out (N, blocks) int32, count_out (N,) int32],
-    y, [pool (N, blocks, 1, 1, lanes)].
+    (blocks * lanes,)], [factors (factors, blocks * lanes)], [scale (N, C, 1, 1)], [list_out
+    (N, blocks) int32, count_out (N,) int32], y, [pool (N, blocks, 1, 1, lanes)].
     """
     return _Builder(spec).build()
 

@@ -190,9 +190,7 @@ def _simplified(formula: list) -> list:
             return ["nn.relu", x]
         case ["nn.prelu", x, slope]:
             return ["nn.leakyrelu", x, slope]
-        case ["where", ["greater", x, 0.0], same, ["multiply", slope, again]] if (
-            x == same == again
-        ):
+        case ["where", ["greater", x, 0.0], same, ["multiply", slope, again]] if x == same == again:
             return ["nn.leakyrelu", x, slope]
     return formula
 

@@ -47,6 +47,7 @@ from tvm_dynprune.passes.channel_sets import (
 from tvm_dynprune.passes.composite import (
     BY_CHANNEL,
     CONVOLUTIONS,
+    NORMS,
     SUMS,
     CompositeCall,
     as_composite,
@@ -170,7 +171,7 @@ class OpenSets:
         computed = intersection(own, needed)
         if composite.kind in (*_PLANES, *BY_CHANNEL):
             computed = intersection(self.nonzero[var], needed)
-        elif composite.kind in ("transposed_conv2d", "layer_norm"):
+        elif composite.kind in ("transposed_conv2d", *NORMS):
             computed = None
         source = arguments["x"]
         late = self.flow.descendants(var)

@@ -6,8 +6,8 @@ The body says what the function means; attributes say what lowering needs to kno
 =================  =================================================================================
 ``Composite``      "dynprune.conv2d", "dynprune.grouped_conv2d", "dynprune.depthwise_conv2d",
                    "dynprune.transposed_conv2d", "dynprune.max_pool2d", "dynprune.avg_pool2d",
-                   "dynprune.resize2d", "dynprune.layer_norm", "dynprune.affine" or
-                   "dynprune.global_average"
+                   "dynprune.resize2d", "dynprune.layer_norm", "dynprune.group_norm",
+                   "dynprune.affine" or "dynprune.global_average"
 ``layer``          the layer's name
 ``roles``          what each parameter is: x, weight, scale_in (of x), bias, scale, residual,
                    factor_0, factor_1 ... (for each channel, of activations), open_in,
@@ -36,6 +36,7 @@ SCALE_IN = "scale_in"
 FACTOR = "factor_"  # of an activation, for each channel; the body has it as a constant
 SUMS = ("conv2d", "grouped_conv2d")  # kinds that sum over input channels
 CONVOLUTIONS = (*SUMS, "depthwise_conv2d")
+NORMS = ("layer_norm", "group_norm")
 BY_CHANNEL = ("depthwise_conv2d", "affine")  # kinds with weights, but for each channel alone
 
 

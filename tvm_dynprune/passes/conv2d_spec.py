@@ -8,6 +8,7 @@ from math import gcd
 import tvm
 from tvm.relax import Var
 
+from tvm_dynprune.kernels.activation import Activation, Formula
 from tvm_dynprune.kernels.channel_groups import merged_groups
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.schedule import Schedule
@@ -68,10 +69,7 @@ def conv2d_spec(
     Its `visit` is "group" where it is lowered to conditionals. Needs ChooseAlgorithm.
     """
     attrs, arguments = composite.operator.attrs, composite.arguments
-    activations = {
-        place: parse_activation(step)
-        for place, step in _activation_places(composite.epilogue).items()
-    }
+    before, after = activations_around(composite.epilogue)
     residual = arguments.get("residual")
     spec = Conv2d(
         x=plan.feature_map(arguments["x"]),
@@ -81,10 +79,10 @@ def conv2d_spec(
         pad=tuple(int(p) for p in attrs.padding)[:2],
         dilation=tuple(int(d) for d in attrs.dilation),
         bias="bias" in arguments,
-        before=activations.get("before"),
+        before=before,
         scale="scale" in arguments,
         residual=None if residual is None else plan.feature_map(residual),
-        after=activations.get("after"),
+        after=after,
         schedule=_schedule(composite),
         registers=target.registers,
         by_lane=target.by_lane,
@@ -104,15 +102,18 @@ def conv2d_spec(
     return spec
 
 
-def _activation_places(epilogue: list[str]) -> dict[str, str]:
-    """Activation steps, before the scale and residual or after them."""
-    places, seen_middle = {}, False
+def activations_around(epilogue: list[str]) -> tuple[Activation | Formula | None, ...]:
+    """The activations before and after scale and residual."""
+    before = after = None
+    seen_middle = False
     for step in epilogue:
         if step in ("scale", "residual"):
             seen_middle = True
+        elif step != "bias" and seen_middle:
+            after = parse_activation(step)
         elif step != "bias":
-            places["after" if seen_middle else "before"] = step
-    return places
+            before = parse_activation(step)
+    return before, after
 
 
 def _schedule(composite: CompositeCall) -> Schedule:

@@ -50,7 +50,7 @@ from tvm_dynprune.passes.dataflow import (
     substitute,
 )
 from tvm_dynprune.passes.gates import is_attention, is_binary
-from tvm_dynprune.passes.kernel_kinds import TAKES_STEPS, kernel_kind
+from tvm_dynprune.passes.kernel_kinds import TAKES_STEPS, WITH_WEIGHT, kernel_kind
 from tvm_dynprune.passes.normalisation import normalisation_of
 
 _STAGES = ("convolution", "bias", "before", "scale", "residual", "after")
@@ -149,7 +149,8 @@ class _Fuser:
     def _step(self, kind: str, steps: list[_Step]) -> _Step | None:
         """The step that continues the epilogue, if any does."""
         current, done = steps[-1].result, _STAGES.index(steps[-1].stage)
-        if done == 0 and (bias := self._bias(current)) is not None:
+        has_bias = kind in WITH_WEIGHT
+        if done == 0 and has_bias and (bias := self._bias(current)) is not None:
             return bias
         if (activation := self.activations.get(current)) is not None:
             return _activation_step(activation, kind, steps)
@@ -160,7 +161,7 @@ class _Fuser:
         name, shape = op_name(value), shape_of(user)
         if name not in ("add", "multiply") or shape != shape_of(current):
             return None
-        if kind == "transposed_conv2d":
+        if kind == "transposed_conv2d" or (kind == "group_norm" and name == "multiply"):
             return None
         other = value.args[1] if value.args[0].same_as(current) else value.args[0]
         if not isinstance(other, Var) or self.flow.depends_on(other, steps[0].result):
@@ -168,7 +169,8 @@ class _Fuser:
         if name == "multiply" and done < _STAGES.index("scale"):
             is_scale = shape_of(other) == (*shape[:2], 1, 1)
             return _Step("scale", (user,), "scale", other) if is_scale else None
-        is_residual = name == "add" and shape_of(other) == shape and kind in SUMS
+        takes_residual = kind in (*SUMS, "group_norm")
+        is_residual = name == "add" and shape_of(other) == shape and takes_residual
         if is_residual and done < _STAGES.index("residual"):
             return _Step("residual", (user,), "residual", other)
         return None
@@ -207,7 +209,7 @@ class _Fuser:
         var = steps[0].result
         call = self.flow.definition[var]
         roles = {"x": call.args[0]}
-        if kind in TAKES_STEPS:
+        if kind in WITH_WEIGHT:
             roles["weight"] = call.args[1]
         if kind == "conv2d" and (scaled := self._scaled(call)) is not None:
             roles["x"], roles[SCALE_IN] = scaled

@@ -8,12 +8,14 @@ from tvm_dynprune.kernels.resize2d import COORDINATES, METHODS
 from tvm_dynprune.passes.composite import CONVOLUTIONS
 from tvm_dynprune.passes.dataflow import constant_of, op_name, shape_of
 
-TAKES_STEPS = (*CONVOLUTIONS, "transposed_conv2d", "affine")  # kinds with weights and an epilogue
+WITH_WEIGHT = (*CONVOLUTIONS, "transposed_conv2d", "affine")
+TAKES_STEPS = (*WITH_WEIGHT, "group_norm")  # kinds with an epilogue
 _PLANES = {
     "nn.max_pool2d": "max_pool2d",
     "nn.avg_pool2d": "avg_pool2d",
     "image.resize2d": "resize2d",
     "nn.layer_norm": "layer_norm",
+    "nn.group_norm": "group_norm",
     "mean": "global_average",
 }
 
@@ -54,10 +56,11 @@ def _is_by_plane(call: Call) -> bool:
     if op_name(call) == "mean":
         axes = call.attrs.axis
         return bool(call.attrs.keepdims) and axes is not None and [int(a) for a in axes] == [2, 3]
-    if op_name(call) == "nn.layer_norm":
+    if op_name(call) in ("nn.layer_norm", "nn.group_norm"):
         is_constant = all(constant_of(values) is not None for values in call.args[1:])
         is_affine = bool(call.attrs.center) and bool(call.attrs.scale)
-        return is_constant and is_affine and [int(axis) for axis in call.attrs.axes] == [1]
+        wanted = [1] if op_name(call) == "nn.layer_norm" else [2, 3]
+        return is_constant and is_affine and [int(axis) for axis in call.attrs.axes] == wanted
     if op_name(call) == "image.resize2d":
         known = call.attrs.coordinate_transformation_mode in COORDINATES
         return known and call.attrs.layout == "NCHW" and call.attrs.method in METHODS

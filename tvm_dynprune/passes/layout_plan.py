@@ -15,10 +15,10 @@ from tvm.relax import Var
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.transposed_conv2d import halo_needed
 from tvm_dynprune.passes.activations import clip_keeps_zero
-from tvm_dynprune.passes.composite import SUMS, CompositeCall, as_composite, geometry_of
+from tvm_dynprune.passes.composite import NORMS, SUMS, CompositeCall, as_composite, geometry_of
 from tvm_dynprune.passes.dataflow import Dataflow, Functions, op_name, operands, result_of, shape_of
 
-_WITHOUT_HALO = ("max_pool2d", "global_average", "resize2d", "layer_norm", "affine")
+_WITHOUT_HALO = ("max_pool2d", "global_average", "resize2d", "affine", *NORMS)
 
 
 class LayoutPlan:

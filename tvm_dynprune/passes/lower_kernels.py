@@ -31,6 +31,7 @@ from tvm_dynprune.passes.conv2d_spec import KernelTarget
 from tvm_dynprune.passes.dataflow import Functions, operands, result_of, shape_of, substitute
 from tvm_dynprune.passes.layout_plan import LayoutPlan, tensor
 from tvm_dynprune.passes.lower_conv2d import can_pool, lower_conv2d
+from tvm_dynprune.passes.lower_group_norm import lower_group_norm
 from tvm_dynprune.passes.lower_layer_norm import lower_layer_norm
 from tvm_dynprune.passes.lower_resize2d import lower_resize2d
 from tvm_dynprune.passes.lower_transposed_conv2d import lower_transposed_conv2d
@@ -46,6 +47,7 @@ _LOWER = {
     "transposed_conv2d": lower_transposed_conv2d,
     "resize2d": lower_resize2d,
     "layer_norm": lower_layer_norm,
+    "group_norm": lower_group_norm,
     "global_average": lower_global_average,
 }
 

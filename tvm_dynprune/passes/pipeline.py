@@ -14,6 +14,7 @@ from tvm_dynprune.passes.add_dense_twin import AddDenseTwin
 from tvm_dynprune.passes.annotate_open import AnnotateOpen
 from tvm_dynprune.passes.apply_schedules import ApplySchedules
 from tvm_dynprune.passes.canonicalize_clip import CanonicalizeClip
+from tvm_dynprune.passes.canonicalize_group_norm import CanonicalizeGroupNorm
 from tvm_dynprune.passes.canonicalize_pooling import CanonicalizePooling
 from tvm_dynprune.passes.choose_algorithm import ChooseAlgorithm
 from tvm_dynprune.passes.choose_lowering import ChooseLowering
@@ -42,6 +43,7 @@ def simplify_passes() -> list[tvm.transform.Pass]:
         CanonicalizeClip(),
         MoveChannelsFirst,
         FoldBatchNorm,
+        CanonicalizeGroupNorm,
         MultiplyByReciprocal,
         CanonicalizePooling,
         HoistGatePooling,
