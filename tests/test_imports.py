@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tvm_dynprune"
-FREE = {"errors", "files", "data", "progress"}
+FREE = {"errors", "files", "data", "load_tvm", "progress"}
 EVERYTHING = {path.stem for path in PACKAGE.iterdir()}
 
 # What each part may import of the package, besides what is free to all.
@@ -34,6 +34,7 @@ INSIDE = {
     "files": set(),
     "frontend": {"nn"},
     "kernels": set(),
+    "load_tvm": set(),
     "latency": {"frontend", "nn", "passes", "soc"},
     "nn": set(),
     "passes": {"kernels", "soc"},
@@ -71,6 +72,7 @@ OUTSIDE = {
     "files": set(),
     "frontend": {"numpy", "onnx", "torch", "tvm"},
     "kernels": {"numpy", "tvm"},
+    "load_tvm": {"tvm"},
     "latency": {"torch", "tvm"},
     "nn": {"numpy", "rich", "safetensors", "torch"},
     "passes": {"numpy", "tvm", "tvm_ffi"},
@@ -170,4 +172,14 @@ def test_works_where_torch_is_not_installed(module):
 
 def test_torch_can_be_loaded_after_the_runtime():
     done = python("import tvm_dynprune.runtime, torch; assert torch.ones(2).sum() == 2")
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_only_runs_loads_no_compiler_and_leaves_no_trace():
+    done = python(
+        "from tvm_dynprune.load_tvm import load_tvm; load_tvm(compiler=False)\n"
+        "import tvm_dynprune.runtime, tvm.base, os\n"
+        "assert 'tvm_compiler' not in tvm.base._LOADED_LIBS\n"
+        "assert 'TVM_USE_RUNTIME_LIB' not in os.environ"
+    )
     assert done.returncode == 0, done.stderr

@@ -20,6 +20,7 @@ from tvm_dynprune.cli_options import (
     tuned_kernels,
 )
 from tvm_dynprune.errors import UserError
+from tvm_dynprune.load_tvm import load_tvm
 
 if TYPE_CHECKING:
     from tvm_dynprune.data import Split
@@ -54,6 +55,7 @@ def calibrate(
     json_out: JsonOut = None,
 ) -> None:
     """Measure accuracy and cost over a range of thresholds; store named operating points."""
+    load_tvm(compiler=False)
     from tvm_dynprune.bench import calibrate as stage
     from tvm_dynprune.data import load_images
     from tvm_dynprune.runtime import Artifact
@@ -112,6 +114,7 @@ def run(
     json_out: JsonOut = None,
 ) -> None:
     """Run images through an artifact, here or on a device."""
+    load_tvm(compiler=False)
     from tvm_dynprune.bench.run import measure_run
     from tvm_dynprune.data import load_image, load_images
     from tvm_dynprune.runtime import Artifact, Session

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm.runtime.vm import VirtualMachine
 
 from tvm_dynprune.errors import ArtifactError
 from tvm_dynprune.runtime.artifact import Artifact
@@ -36,7 +36,7 @@ class LocalMachine:
         # Read at every parallel loop; with one thread there is no pool in between.
         os.environ["TVM_NUM_THREADS"] = str(threads)
         library = tvm.runtime.load_module(str(artifact.path / manifest.library))
-        self._vm = relax.VirtualMachine(library, tvm.cpu())
+        self._vm = VirtualMachine(library, tvm.cpu())
 
     def invoke(self, function: str, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Outputs of one call of "main" or "dense"."""

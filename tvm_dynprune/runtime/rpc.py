@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax, rpc
+from tvm import rpc
+from tvm.runtime.vm import VirtualMachine
 
 from tvm_dynprune.errors import DeviceError, DynpruneError
 from tvm_dynprune.runtime.artifact import Artifact, versions
@@ -160,7 +161,7 @@ class DeviceMachine:
     def __init__(self, device: Device, session: rpc.RPCSession, library: str) -> None:
         self._device, self.clock = device, device.info.clock
         self._place = session.cpu(0)
-        self._vm = relax.VirtualMachine(session.load_module(library), self._place)
+        self._vm = VirtualMachine(session.load_module(library), self._place)
 
     def invoke(self, function: str, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Outputs of one call of "main" or "dense"."""

@@ -6,7 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from tvm_dynprune.runtime import Artifact, Session
+from tvm_dynprune.load_tvm import load_tvm
+
+load_tvm(compiler=False)
+
+from tvm_dynprune.runtime import Artifact, Session  # noqa: E402
 
 PACKAGE = "tvm"
 
