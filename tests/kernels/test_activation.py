@@ -52,6 +52,8 @@ CASES = {
     "nn.silu": (["nn.silu", "x"], F.silu),
     "nn.gelu": (["nn.gelu", "x"], F.gelu),
     "nn.gelu_tanh": (["nn.gelu_tanh", "x"], lambda x: F.gelu(x, approximate="tanh")),
+    "mish": (["mish", "x"], F.mish),
+    "softplus": (["softplus", "x"], F.softplus),
 }
 
 
@@ -62,6 +64,20 @@ def test_operators(name: str) -> None:
     compiled(kernel(formula))(X, y)
     wanted = reference(torch.from_numpy(X).double()).numpy()
     assert (np.abs(y - wanted) <= 5e-7 * np.maximum(1, np.abs(wanted))).all()
+
+
+def test_log_is_exact_to_a_unit_in_the_last_place_and_as_numpy_at_the_ends() -> None:
+    x = X.copy()
+    x.flat[:6] = [0, -0.0, np.inf, -np.inf, np.nan, -1]
+    x.flat[6:9] = [1.17549435e-38, 3.4e38, 1]
+    y = np.full(X.shape, np.nan, "float32")
+    compiled(kernel(["log", "x"]))(x, y)
+    with np.errstate(all="ignore"):
+        wanted = np.log(x.astype("float64"))
+    finite = np.isfinite(wanted)
+    np.testing.assert_array_equal(y[~finite], wanted[~finite].astype("float32"))
+    error = np.abs(y[finite] - wanted[finite])
+    assert (error <= 1.5 * np.spacing(np.abs(wanted[finite]).astype("float32") + 1e-7)).all()
 
 
 def test_exp_is_exact_to_two_units_in_the_last_place() -> None:

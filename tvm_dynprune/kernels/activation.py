@@ -71,9 +71,9 @@ def _evaluate(formula: Any, x, factor: Factor):
     return OPERATORS[name](*(_evaluate(operand, x, factor) for operand in operands))
 
 
-def _let(value, body: Callable):
+def _let(value, body: Callable, dtype: str = "float32"):
     """``body(variable)``, with the value computed once."""
-    variable = tirx.Var("t", "float32")
+    variable = tirx.Var("t", dtype)
     return tirx.Let(variable, value, body(variable))
 
 
@@ -100,6 +100,68 @@ def _exp(x):
     return _let(tirx.max(tirx.min(x, T.float32(88)), T.float32(-87)), of_clamped)
 
 
+def _log(x):
+    """To 1 unit in the last place; of what is too small for a normal number, -inf.
+
+    Without a branch; the polynomial is that of Moshier's Cephes library (``logf``).
+    """
+
+    def of_bits(bits):
+        exponent = tirx.shift_right(bits, T.int32(23)) - 126
+        mantissa = tirx.reinterpret("float32", (bits & 0x7FFFFF) | 0x3F000000)
+        return _let(mantissa, lambda m: parts(m, T.cast(exponent, "float32")))
+
+    def parts(m, exponent):
+        is_low = m < T.float32(0.70710678)
+        rest = tirx.Select(is_low, m + m, m) - T.float32(1)
+        exponent = tirx.Select(is_low, exponent - T.float32(1), exponent)
+        return _let(rest, lambda r: _let(exponent, lambda e: polynomial(r, e)))
+
+    def polynomial(r, e):
+        total = T.float32(7.0376836292e-2)
+        for factor in (
+            -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+            -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+        ):  # fmt: skip
+            total = total * r + T.float32(factor)
+        rest = total * r * r * r - T.float32(2.12194440e-4) * e - T.float32(0.5) * r * r
+        return r + rest + T.float32(0.693359375) * e
+
+    def checked(x):
+        infinity = tirx.reinterpret("float32", T.int32(0x7F800000))
+        nan = tirx.reinterpret("float32", T.int32(0x7FC00000))
+        value = tirx.Select(
+            x < T.float32(1.17549435e-38),
+            -infinity,
+            _let(tirx.reinterpret("int32", x), of_bits, "int32"),
+        )
+        value = tirx.Select(x < infinity, value, x)  # of infinity and NaN itself
+        return tirx.Select(x < T.float32(0), nan, value)
+
+    return _let(x, checked)
+
+
+def _softplus(x):
+    """``log(1 + e**x)``, which is x for large ones."""
+    return _let(x, lambda x: tirx.max(x, T.float32(0)) + _log(T.float32(1) + _exp(-_abs(x))))
+
+
+def _mish(x):
+    """``x * tanh(softplus(x))`` (arXiv 1908.08681), a quotient of polynomials in e**x."""
+
+    def of_power(x, e):
+        return _let(e * (e + T.float32(2)), lambda n: x * (n / (n + T.float32(2))))
+
+    def of(x):
+        return _let(_exp(tirx.min(x, T.float32(40))), lambda e: of_power(x, e))
+
+    return _let(x, of)
+
+
+def _abs(x):
+    return tirx.max(x, -x)
+
+
 def _sigmoid(x):
     return T.float32(1) / (T.float32(1) + _exp(-x))
 
@@ -117,7 +179,7 @@ def _erf(x):
             total = total * t + T.float32(factor)
         return T.float32(1) - total * t * _exp(-size * size)
 
-    size = tirx.max(x, -x)
+    size = _abs(x)
     near_one = T.float32(1) / (T.float32(1) + T.float32(0.3275911) * size)
     sign = tirx.Select(x < T.float32(0), T.float32(-1), T.float32(1))
     return sign * _let(near_one, lambda t: of_magnitude(t, size))
@@ -141,11 +203,11 @@ OPERATORS: dict[str, Callable] = {
     "minimum": tirx.min,
     "clip": lambda x, low, high: tirx.min(tirx.max(x, low), high),
     "negative": lambda x: -x,
-    "abs": lambda x: tirx.max(x, -x),
+    "abs": _abs,
     "greater": lambda a, b: a > b,
     "where": tirx.Select,
     "exp": _exp,
-    "log": tirx.log,
+    "log": _log,
     "tanh": _tanh,
     "sigmoid": _sigmoid,
     "erf": _erf,
@@ -154,5 +216,7 @@ OPERATORS: dict[str, Callable] = {
     "nn.silu": lambda x: x * _sigmoid(x),
     "nn.gelu": _gelu,
     "nn.gelu_tanh": _gelu_tanh,
+    "mish": _mish,
+    "softplus": _softplus,
 }
-"""By the name of the Relax operator."""
+"""By the name of the Relax operator, or of several that are simplified."""

@@ -26,6 +26,10 @@ from tvm_dynprune.passes.dataflow import (
 )
 
 _MOST_STEPS = 16
+# Functions of one number that are 0 at 0.
+_ZERO_AT_ZERO = (
+    "nn.relu", "nn.silu", "nn.gelu", "nn.gelu_tanh", "mish", "tanh", "negative", "abs",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,14 @@ def _simplified(formula: list) -> list:
             return _simplified(["clip", x, *bounds])
         case ["clip", x, 0.0, float(high)] if high == inf:
             return ["nn.relu", x]
+        case ["multiply", x, 1.0] | ["multiply", 1.0, x]:
+            return x
+        case ["log", ["add", ["exp", x], 1.0] | ["add", 1.0, ["exp", x]]]:
+            return ["softplus", x]
+        case ["where", ["greater", x, 20.0], same, ["softplus", again]] if x == same == again:
+            return ["softplus", x]
+        case ["multiply", x, ["tanh", ["softplus", same]]] if x == same:
+            return ["mish", x]
         case ["nn.prelu", x, slope]:
             return ["nn.leakyrelu", x, slope]
         case ["where", ["greater", x, 0.0], same, ["multiply", slope, again]] if x == same == again:
@@ -203,7 +215,7 @@ def _keeps_zero(formula: Any) -> bool:
             return _keeps_zero(a) or _keeps_zero(b)
         case ["clip", x, low, high]:
             return _keeps_zero(x) and low <= 0 <= high
-        case ["nn.relu" | "nn.silu" | "nn.gelu" | "nn.gelu_tanh" | "tanh" | "negative" | "abs", x]:
+        case [str(name), x] if name in _ZERO_AT_ZERO:
             return _keeps_zero(x)
         case ["nn.leakyrelu", x, _]:
             return _keeps_zero(x)
