@@ -20,6 +20,7 @@ from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.transposed_conv2d import (
     halo_needed,
     interleave_phases,
+    phase_channels,
     phase_groups,
     phase_weight,
 )
@@ -37,7 +38,7 @@ LANES = 8
             ((3, 4), (1, 2), (1, 3), (0, 1)),
             ((4, 4), (4, 4), (3, 2), (1, 3)),
         ],
-        channels=[(8, 16), (16, 5), (5, 8)],
+        channels=[(8, 16), (16, 5), (5, 8), (3, 1), (4, 13)],
         batch=[1, 2],
     )
 )
@@ -53,7 +54,7 @@ def test_computes_what_pytorch_does(kernel, stride, pad, more, channels, batch):
     groups, sizes, parts = phase_groups(kernel, stride, pad), [], []
     plane = [-(-size // step) for size, step in zip(wanted.shape[2:], stride, strict=True)]
     for group in groups:
-        size = FeatureMap(batch, len(group.phases) * y_size.blocks * LANES, *plane, LANES)
+        size = FeatureMap(batch, len(group.phases) * phase_channels(c_out, LANES), *plane, LANES)
         taps, pads = (
             tuple(getattr(side, name) for side in (group.rows, group.columns))
             for name in ("taps", "pad")

@@ -266,6 +266,14 @@ def a_grouped_convolution_of_groups_below_a_vector(g: Graph, x: Var):
     return g.conv(g.times(g.conv(y, 16, groups=8, name="grouped"), mask), 24, name="last")
 
 
+@case(first=("", "a"), last=("", ""))
+def a_transposed_convolution_to_few_channels(g: Graph, x: Var):
+    y = g.times(g.relu(g.conv(x, 16, name="first")), g.gate(x, 16, 8, name="a"))
+    up = g.emit(op.nn.conv2d_transpose(y, g.constant(16, 3, 5, 4), 3, 1, kernel_layout="IOHW"))
+    up = g.prelu(g.emit(op.add(up, g.constant(1, 3, 1, 1))))
+    return up, g.conv(up, 8, name="last")
+
+
 @case(first=("", "a"), second=("a", "b"), last=("[all,b]", ""))
 def a_transposed_convolution_and_a_resized_plane(g: Graph, x: Var):
     y = g.times(g.relu(g.conv(x, 16, name="first")), g.gate(x, 16, 8, name="a"))

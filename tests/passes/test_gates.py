@@ -154,6 +154,9 @@ def test_a_thresholded_mask_of_the_own_result_is_no_gate():
     "positive",
     [
         lambda g, z: g.emit(op.sigmoid(z)),
+        lambda g, z: g.emit(
+            relax.TupleGetItem(g.emit(op.split(g.emit(op.nn.softmax(g.concat(z, z), 1)), 2, 1)), 0)
+        ),
         lambda g, z: g.emit(op.exp(z)),
         lambda g, z: g.emit(op.clip(z, 0.1, 1.0)),
         lambda g, z: g.emit(op.add(g.emit(op.sigmoid(z)), relax.const(1.0, "float32"))),

@@ -15,6 +15,7 @@ from itertools import product
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
+from tvm.tirx import Buffer
 
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
 
@@ -64,6 +65,11 @@ def halo_needed(kernel: int, stride: int, pad: int, size: int, result: int) -> i
     return reached
 
 
+def phase_channels(c_out: int, lanes: int) -> int:
+    """Channels of a phase: those of the result in whole blocks, but for a few, which have none."""
+    return c_out if c_out < lanes else -(-c_out // lanes) * lanes
+
+
 def phase_weight(
     weight: np.ndarray, group: PhaseGroup, stride: tuple[int, int], pad: tuple[int, int], lanes: int
 ) -> np.ndarray:
@@ -72,11 +78,12 @@ def phase_weight(
     Returns
     -------
     np.ndarray
-        (phases * C, C_in, taps, taps), C being C_out in whole blocks of `lanes`.
+        (phases * C, C_in, taps, taps), C being `phase_channels`.
     """
     c_in, c_out = weight.shape[:2]
-    whole = -(-c_out // lanes) * lanes
-    size = (len(group.phases), whole, c_in, group.rows.taps, group.columns.taps)
+    size = (
+        len(group.phases), phase_channels(c_out, lanes), c_in, group.rows.taps, group.columns.taps
+    )  # fmt: skip
     result = np.zeros(size, "float32")
     for number, (a, b) in enumerate(group.phases):
         rows, columns = (
@@ -104,8 +111,21 @@ def interleave_phases(
                     for number, (a, b) in enumerate(group.phases):
                         rows, columns = -(-(y.height - a) // stride[0]), y.width - b
                         columns = -(-columns // stride[1])
-                        with T.grid(rows, columns) as (i, j), T.vectorized(0, y.lanes) as v:
+                        with T.grid(rows, columns) as (i, j):
                             row, column = stride[0] * i + a + y.halo, stride[1] * j + b + y.halo
-                            value = source[n, number * y.blocks + block, i, j, v]
-                            T.buffer_store(result, value, [n, block, row, column, v])
+                            to = (n, block, row, column)
+                            _copy_pixel(source, number, (i, j), result, to, y)
     return builder.get()
+
+
+def _copy_pixel(source: Buffer, number: int, at: tuple, result: Buffer, to: tuple, y: FeatureMap):
+    """Emit the copy of a phase's pixel: one of whole blocks, or a few channels of one."""
+    n, block, *_ = to
+    if y.channels >= y.lanes:
+        with T.vectorized(0, y.lanes) as v:
+            value = source[(n, number * y.blocks + block, *at, v)]
+            T.buffer_store(result, value, [*to, v])
+        return
+    for channel in range(y.channels):
+        from_block, lane = divmod(number * y.channels + channel, y.lanes)
+        T.buffer_store(result, source[(n, from_block, *at, lane)], [*to, channel])

@@ -8,6 +8,7 @@ convolution it closes and can be exactly 0. Nothing has to be known about how it
 from dataclasses import dataclass
 
 import numpy as np
+from tvm import relax
 from tvm.ir import Expr
 from tvm.relax import Call, Var
 
@@ -17,6 +18,7 @@ from tvm_dynprune.passes.dataflow import Dataflow, constant_of, op_name, operand
 _ELEMENTWISE = ("nn.relu", "clip", "nn.leakyrelu", "tanh", "nn.silu", "nn.gelu", "sigmoid")
 _PASSES_CHANNELS = (*_ELEMENTWISE, "nn.max_pool2d", "nn.avg_pool2d")
 _LAYOUT = ("reshape", "broadcast_to", "expand_dims", "squeeze", "permute_dims", "repeat", "tile")
+_KEEPS_POSITIVE = ("add", "multiply", "divide", "sqrt", "mean", "sum", "astype", "minimum", "split")
 _COMPARISONS = ("greater", "greater_equal", "less", "less_equal")
 _HEAVY = ("nn.conv2d", "matmul", "nn.conv1d", "mean", "nn.avg_pool2d", "nn.max_pool2d")
 
@@ -177,6 +179,8 @@ def _is_positive(flow: Dataflow, expr: Expr) -> bool:
     if values is not None:
         return bool((values > 0).all())
     value = flow.value(expr)
+    if isinstance(value, relax.TupleGetItem):
+        value = flow.value(value.tuple_value)
     if not isinstance(value, Call):
         return False
     name, arguments = op_name(value), list(value.args)
@@ -187,7 +191,7 @@ def _is_positive(flow: Dataflow, expr: Expr) -> bool:
         return float(getattr(low, "value", 0)) > 0
     if name == "maximum":
         return any(_is_positive(flow, argument) for argument in arguments)
-    if name in (*_LAYOUT, "add", "multiply", "divide", "sqrt", "mean", "sum", "astype", "minimum"):
+    if name in (*_LAYOUT, *_KEEPS_POSITIVE):
         tensors = [a for a in arguments if shape_of(a) is not None]
         return all(_is_positive(flow, argument) for argument in tensors)
     return False

@@ -15,6 +15,7 @@ from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.transposed_conv2d import (
     PhaseGroup,
     interleave_phases,
+    phase_channels,
     phase_groups,
     phase_weight,
 )
@@ -43,10 +44,11 @@ def _convolution(
 ) -> tuple[Var, FeatureMap]:
     """Emit the convolution of a group of phases: its result and the layout of that."""
     given, y, lanes = composite.arguments, emitter.plan.feature_map(var), emitter.plan.lanes
+    each = phase_channels(y.channels, lanes)
     _, stride, pad = geometry_of(composite.operator)
     steps = [step for step in composite.epilogue if step != "bias"]
     times, plane = len(group.phases), (-(-y.height // stride[0]), -(-y.width // stride[1]))
-    size = FeatureMap(y.batch, times * y.blocks * lanes, *plane, lanes)
+    size = FeatureMap(y.batch, times * each, *plane, lanes)
     spec = Conv2d(
         x=emitter.plan.feature_map(given["x"]),
         y=size,
@@ -62,11 +64,14 @@ def _convolution(
     convolution = Convolution(spec)
     weight = phase_weight(constant_of(given["weight"]), group, stride, pad, lanes)
     arguments = [emitter.blocked(given["x"]), relax.const(convolution.pack(weight))]
+
+    def repeated(values: np.ndarray) -> np.ndarray:
+        return np.tile(pack_channels(values, y)[:each], times)
+
     if spec.bias:
-        bias = pack_channels(constant_of(given["bias"]), y)
-        arguments.append(relax.const(np.tile(bias, times)))
+        arguments.append(relax.const(pack_channels(repeated(constant_of(given["bias"])), size)))
     if spec.factors:
-        factors = pack_factors(composite.factors, y)
-        arguments.append(relax.const(np.tile(factors, times)))
+        rows = [repeated(row) for row in composite.factors]
+        arguments.append(relax.const(pack_factors(rows, size)))
     name = f"transposed_conv2d_{composite.layer}"
     return emitter.call(convolution.kernel, name, arguments, [tensor(size)]), size
