@@ -258,6 +258,15 @@ def test_writing_over_the_residual(pools, size, after, batch):
     check(replace(case, open_in=True, unit_in=8, pools=pools, in_place=True))
 
 
+@pytest.mark.parametrize(
+    *pairwise(visit=["all", "blocks"], residual__fill=[(False, True), (True, True)], batch=[1, 2])
+)
+def test_a_large_input_of_a_1x1_kernel_part_by_part(visit, residual, fill, batch):
+    case = Case(c_in=64, c_out=40, size=(33, 32), kernel=(1, 1), pad=(0, 0, 0, 0), batch=batch)
+    assert np.prod(case.spec.x.shape[1:]) * 4 > 256 * 1024  # bytes of a second level
+    check(replace(case, visit=visit, residual=residual, fill=fill, open_in=True, pools=True))
+
+
 @pytest.mark.parametrize("stride", [(2, 2), (1, 2), (3, 1)])
 def test_strides(stride):
     check(Case(stride=stride, size=(9, 8)))

@@ -15,6 +15,7 @@ from tvm_dynprune.kernels.activation import Factor
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gather import GatheredVectors
+from tvm_dynprune.kernels.open_list import list_arguments
 from tvm_dynprune.kernels.pooling import Pooling, means_of
 from tvm_dynprune.kernels.tiling import Part, by_run, parallel
 
@@ -68,6 +69,11 @@ class Conv2dBuilder:
         return 1
 
     @property
+    def by_part(self) -> bool:
+        """Whether all output channels of a part of the plane come before those of the next."""
+        return False
+
+    @property
     def vectors(self) -> int:
         """Output blocks that are computed together."""
         return 1
@@ -96,12 +102,10 @@ class Conv2dBuilder:
             self.residual_pool = means_of(y).argument("residual_pool")
         if spec.open_in:
             length = spec.reduction.list_length
-            self.list_in = T.arg("list_in", T.buffer((y.batch, length), "int32"))
-            self.count_in = T.arg("count_in", T.buffer((y.batch,), "int32"))
+            self.list_in, self.count_in = list_arguments("in", y.batch, length)
         if spec.visit in ("blocks", "gather"):
             length = y.blocks if spec.visit == "blocks" else y.channels
-            self.list_out = T.arg("list_out", T.buffer((y.batch, length), "int32"))
-            self.count_out = T.arg("count_out", T.buffer((y.batch,), "int32"))
+            self.list_out, self.count_out = list_arguments("out", y.batch, length)
         whole = y.argument("y")
         if spec.visit == "group":
             self.group = T.cast(T.arg("group", T.int64()), "int32")
@@ -139,7 +143,7 @@ class Conv2dBuilder:
     def blocks(self, n) -> None:
         """Emit the visit of all blocks, or of those of a list."""
         runs = self.runs(n)  # in one loop, so that threads get equal shares
-        with parallel(sum(times for _, times, _ in runs), self.parts) as (i, part):
+        with parallel(sum(r[1] for r in runs), self.parts, by_part=self.by_part) as (i, part):
             for number, position in by_run(i, runs):
                 self.some_blocks(n, *self.neighbours(n, position, runs[number][2]), part)
 

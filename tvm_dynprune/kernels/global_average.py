@@ -10,6 +10,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
 
 from tvm_dynprune.kernels.feature_map import FeatureMap
+from tvm_dynprune.kernels.open_list import list_arguments
 from tvm_dynprune.kernels.registers import registers
 
 _SUMS = 8  # independent sums, so that the additions' latency overlaps
@@ -37,8 +38,7 @@ def global_average(spec: GlobalAverage) -> tirx.PrimFunc:
             x = x_map.argument("x")
             list_out = count_out = None
             if spec.listed:
-                list_out = T.arg("list_out", T.buffer((x_map.batch, x_map.blocks), "int32"))
-                count_out = T.arg("count_out", T.buffer((x_map.batch,), "int32"))
+                list_out, count_out = list_arguments("out", x_map.batch, x_map.blocks)
             y = spec.y.argument("y")
             with T.serial(0, x_map.batch) as n:
                 if list_out is None or count_out is None:

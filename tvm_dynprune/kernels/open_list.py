@@ -3,6 +3,13 @@
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
+from tvm.tirx import Buffer
+
+
+def list_arguments(side: str, batch: int, length: int) -> tuple[Buffer, Buffer]:
+    """Declare the next parameters: list_`side` (N, length) and count_`side` (N,), both int32."""
+    items = T.arg(f"list_{side}", T.buffer((batch, length), "int32"))
+    return items, T.arg(f"count_{side}", T.buffer((batch,), "int32"))
 
 
 def open_list(batch: int, channels: int, unit: int) -> tirx.PrimFunc:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
-from tvm.tirx import Buffer
 
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_block, zero_halo
+from tvm_dynprune.kernels.open_list import list_arguments
 
 METHODS = ("nearest_neighbor", "linear")
 COORDINATES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
@@ -96,7 +96,9 @@ def resize2d(spec: Resize2d) -> tirx.PrimFunc:
                 T.arg(f"table_{k}", T.buffer(table.shape, str(table.dtype)))
                 for k, table in enumerate(spec.tables)
             ]
-            items, count = _lists(y) if spec.listed else (None, None)
+            items, count = None, None
+            if spec.listed:
+                items, count = list_arguments("out", y.batch, y.blocks)
             result = y.part_of(y.argument("y"))
             with T.serial(0, y.batch) as n:
                 with T.parallel(0, y.blocks if count is None else count[n]) as position:
@@ -107,11 +109,6 @@ def resize2d(spec: Resize2d) -> tirx.PrimFunc:
                     with T.parallel(count[n], y.blocks) as position:
                         zero_block(result, y, n, items[n, position])
     return builder.get()
-
-
-def _lists(y: FeatureMap) -> tuple[Buffer, Buffer]:
-    items = T.arg("list_out", T.buffer((y.batch, y.blocks), "int32"))
-    return items, T.arg("count_out", T.buffer((y.batch,), "int32"))
 
 
 def _plane(spec: Resize2d, x, tables: list, result, n, block) -> None:

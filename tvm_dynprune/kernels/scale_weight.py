@@ -10,6 +10,7 @@ from tvm.script.ir_builder import IRBuilder, tirx as T
 
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.direct_conv2d import direct_weight_shape
+from tvm_dynprune.kernels.open_list import list_arguments
 from tvm_dynprune.kernels.reduction import Step
 
 
@@ -28,8 +29,7 @@ def scale_weight(spec: Conv2d) -> tirx.PrimFunc:
             scale = T.arg("scale", T.buffer((1, x.channels, 1, 1), "float32"))
             lists = (None, None)
             if spec.open_in:
-                items = T.buffer((1, reduction.list_length), "int32")
-                lists = (T.arg("list_in", items), T.arg("count_in", T.buffer((1,), "int32")))
+                lists = list_arguments("in", 1, reduction.list_length)
             scaled = T.arg("scaled", T.buffer(shape, "float32"))
             with T.parallel(0, y.blocks) as block:
                 with reduction.loops(0, *lists, None) as step:

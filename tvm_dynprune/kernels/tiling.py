@@ -117,14 +117,16 @@ class Part:
 
 
 @contextmanager
-def parallel(count, parts: int) -> Iterator[tuple[tirx.Var, Part]]:
-    """Walk range(count) and the parts of each in parallel."""
+def parallel(count, parts: int, *, by_part: bool = False) -> Iterator[tuple[Any, Part]]:
+    """Walk range(count) and the parts of each in parallel; `by_part`, all of a part first."""
     if isinstance(count, int) and count == parts == 1:
         yield 0, Part()
         return
     with T.parallel(0, count * parts) as i:
         if parts == 1:
             yield i, Part()
+        elif by_part:
+            yield tirx.floormod(i, count), Part(tirx.floordiv(i, count), parts)
         else:
             yield tirx.floordiv(i, parts), Part(tirx.floormod(i, parts), parts)
 

@@ -16,6 +16,7 @@ from tvm.script.ir_builder import IRBuilder, tirx as T
 
 from tvm_dynprune.kernels.activation import Activation, Formula, factor_rows
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_block, zero_halo
+from tvm_dynprune.kernels.open_list import list_arguments
 from tvm_dynprune.kernels.pooling import Pooling
 from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Tile, tile_size, tiles
@@ -121,8 +122,7 @@ class _Builder:
         if spec.scale:
             self.scale = T.arg("scale", T.buffer((y.batch, y.channels, 1, 1), "float32"))
         if spec.listed:
-            self.list_out = T.arg("list_out", T.buffer((y.batch, y.blocks), "int32"))
-            self.count_out = T.arg("count_out", T.buffer((y.batch,), "int32"))
+            self.list_out, self.count_out = list_arguments("out", y.batch, y.blocks)
         whole = y.argument("y")
         if spec.pools:
             self.pooling = Pooling(y, 1)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
 
+from tvm_dynprune.kernels.open_list import list_arguments
 from tvm_dynprune.kernels.registers import registers
 from tvm_dynprune.kernels.tiling import Part, parallel
 from tvm_dynprune.kernels.winograd import Winograd
@@ -25,8 +26,7 @@ def winograd_input(spec: Winograd) -> tirx.PrimFunc:
             x = x_map.argument("x")
             list_in = count_in = None
             if conv.open_in:
-                list_in = T.arg("list_in", T.buffer((x_map.batch, x_map.blocks), "int32"))
-                count_in = T.arg("count_in", T.buffer((x_map.batch,), "int32"))
+                list_in, count_in = list_arguments("in", x_map.batch, x_map.blocks)
             u = T.arg("u", T.buffer(spec.transformed_shape, "float32"))
             with T.serial(0, x_map.batch) as n:
                 if list_in is None or count_in is None:
