@@ -16,6 +16,7 @@ from tvm_dynprune.errors import ModelError
 from tvm_dynprune.frontend.layers import check_finite, name_convolutions
 from tvm_dynprune.frontend.names import CLASSES_KEY
 from tvm_dynprune.frontend.reference_pools import AveragePool, MaxPool
+from tvm_dynprune.frontend.simplify_onnx import fold_shapes, with_recent_opset
 
 
 def from_onnx(path: str | Path, *, batch: int | None = None) -> tvm.IRModule:
@@ -35,17 +36,26 @@ def from_onnx(path: str | Path, *, batch: int | None = None) -> tvm.IRModule:
         than asked for, or holds NaN.
     """
     path = Path(path)
+    return _to_relax(path, _read(path), batch)
+
+
+def _read(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
     except Exception as error:
         raise ModelError(f"{path}: not a readable ONNX file ({_first_line(error)})") from error
     if not model.graph.node:  # protobuf takes an empty file for an empty model
         raise ModelError(f"{path}: not a readable ONNX file (it holds no network)")
+    return with_recent_opset(model)
+
+
+def _to_relax(path: Path, model: onnx.ModelProto, batch: int | None) -> tvm.IRModule:
     parameters = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     inputs = [item for item in model.graph.input if item.name not in parameters]
     shapes = {item.name: _input_shape(path, item, batch) for item in inputs}
     try:
-        mod = _import(model, shape_dict=shapes, keep_params_in_input=False)
+        folded = fold_shapes(model, shapes)
+        mod = _import(folded, shape_dict=shapes, keep_params_in_input=False)
     except Exception as error:
         raise ModelError(f"{path}: TVM cannot import it: {_first_line(error)}") from error
     check_finite(parameters)
@@ -57,8 +67,8 @@ def load_onnx(
     path: Path, *, batch: int | None = None
 ) -> tuple[tvm.IRModule, Callable[[np.ndarray], list[np.ndarray]], tuple[str, ...]]:
     """Read an ONNX file: Relax module, reference (ONNX's own evaluator), class names if stored."""
-    mod = from_onnx(path, batch=batch)
-    model = onnx.load(path)
+    model = _read(path)
+    mod = _to_relax(path, model, batch)
     evaluator = ReferenceEvaluator(model, new_ops=[MaxPool, AveragePool])
 
     def reference(x: np.ndarray) -> list[np.ndarray]:
