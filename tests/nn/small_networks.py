@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from tvm_dynprune.nn.gates import gates_of
 from tvm_dynprune.nn.macs import count_macs
@@ -145,6 +146,22 @@ class ChannelsLast(nn.Module):
         y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
         y = self.narrow(nn.functional.gelu(self.wide(y))).permute(0, 3, 1, 2)
         return self.last(x + y)
+
+
+class Padded(nn.Module):
+    """Padding and bounds as functions, behind gates: as networks from Keras have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, stride=2)
+        self.conv2 = nn.Conv2d(4, 4, 3, groups=4)
+        self.conv3 = nn.Conv2d(4, 6, 1)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.clamp(self.conv1(F.pad(x, (0, 1, 0, 1))), 0, 6)
+        x = self.conv2(F.pad(x, (1, 1, 1, 1))).clamp(min=0.0)
+        return self.fc(self.conv3(x).relu().mean((2, 3)))
 
 
 class Inverted(nn.Module):

@@ -18,6 +18,7 @@ from tests.nn.small_networks import (
     Fire,
     Grouped,
     Inverted,
+    Padded,
     Residual,
     Squeezed,
     decide,
@@ -39,7 +40,7 @@ from tvm_dynprune.passes.layer_macs import layer_macs
 from tvm_dynprune.runtime.macs import executed_macs
 from tvm_dynprune.runtime.session import Session
 
-MODELS = (Chain, Residual, Fire, Inverted, Squeezed, Grouped, Decoder, ChannelsLast)
+MODELS = (Chain, Residual, Fire, Inverted, Squeezed, Grouped, Decoder, ChannelsLast, Padded)
 
 
 def pixels(count: int, *shape: int) -> np.ndarray:

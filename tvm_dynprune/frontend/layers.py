@@ -63,9 +63,13 @@ def name_convolutions(mod: tvm.IRModule, weights: Sequence[str]) -> tvm.IRModule
 
 
 def layer_name(weight: str) -> str:
-    """A layer's name from its weight's: ``p_layer1_0_conv1_weight`` gives ``layer1_0_conv1``."""
+    """A layer's name from its weight's: ``p_layer1_0_conv1_weight`` gives ``layer1_0_conv1``.
+
+    The prefix is that of an exported program's parameters, whose names have no dots.
+    """
     name = re.sub(r"[^0-9A-Za-z]+", "_", weight).strip("_")
-    name = re.sub(r"^(p|b|c)_", "", name)
+    if "." not in weight:
+        name = re.sub(r"^(p|b|c)_", "", name)
     return re.sub(r"_weight(_\d+)?$", "", name) or "layer"
 
 

@@ -12,6 +12,7 @@ import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -92,6 +93,10 @@ def classify(node: fx.Node, modules: Mapping[str, nn.Module], shapes: Shapes) ->
         return Op.CAT if dim in (1, 1 - len(shapes[node])) else Op.OPAQUE
     if node.target in _ZERO_KEEPING_FUNCTIONS:
         return Op.ZERO_KEEPING
+    if node.target in (torch.clamp, "clamp", "clamp_"):
+        return Op.ZERO_KEEPING if _has_zero_within(node) else Op.CHANNELWISE
+    if node.target is F.pad:
+        return Op.ZERO_KEEPING if _pads_with_zeros(node) else Op.OPAQUE
     if node.target is F.interpolate:
         is_resized = node.kwargs.get("mode", "nearest") in _RESIZED
         return Op.ZERO_KEEPING if is_resized else Op.OPAQUE
@@ -118,6 +123,25 @@ def _classify_module(node: fx.Node, modules: dict[str, nn.Module], shapes: Shape
         return Op.ZERO_KEEPING
     is_channelwise = isinstance(module, nn.BatchNorm2d) or is_activation(node, modules)
     return Op.CHANNELWISE if is_channelwise else Op.OPAQUE
+
+
+def _arguments(node: fx.Node, *names: str) -> dict[str, Any]:
+    """What a function is given besides its tensor, by name."""
+    return dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+
+
+def _has_zero_within(clamp: fx.Node) -> bool:
+    """Whether the bounds of a clamp, numbers or none, have 0 between them."""
+    given = _arguments(clamp, "min", "max")
+    low, high = given.get("min"), given.get("max")
+    return (low is None or low <= 0) and (high is None or high >= 0)
+
+
+def _pads_with_zeros(pad: fx.Node) -> bool:
+    """Whether a padding is of planes, and by what is 0 where they are."""
+    given = _arguments(pad, "pad", "mode", "value")
+    is_zero = given.get("mode", "constant") != "constant" or not given.get("value")
+    return len(given["pad"]) <= 4 and is_zero
 
 
 def _keeps_channels_apart(node: fx.Node, shapes: Shapes) -> bool:

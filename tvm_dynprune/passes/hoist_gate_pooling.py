@@ -13,16 +13,20 @@ After::
     lv1 = R.nn.conv2d(lv, w)
     p = R.add(lv1, b)
 
-Both are linear, so they commute; the convolution then costs C * G instead of C * G * H * W.
+Both are linear, so they commute; the convolution then costs C * G instead of C * G * H * W. Where
+it pads x, its result has more pixels to divide by, and the weights become smaller by as much.
 Needs FoldBatchNorm and CanonicalizePooling before it.
-Leaves larger kernels, strides, paddings, and a convolution whose result has another user.
+Leaves larger kernels, strides, and a convolution whose result has another user.
 """
 
+from math import prod
+
+import numpy as np
 from tvm.ir import Expr
 from tvm.relax import Call, Var, op
 
-from tvm_dynprune.passes.dataflow import channel_vector, op_name, shape_of
-from tvm_dynprune.passes.rewriter import Rewriter, rewriting_pass
+from tvm_dynprune.passes.dataflow import channel_vector, constant_of, op_name, shape_of
+from tvm_dynprune.passes.rewriter import Rewriter, constant, rewriting_pass
 
 
 class _HoistGatePooling(Rewriter):
@@ -46,14 +50,24 @@ class _HoistGatePooling(Rewriter):
         if op_name(value) != "nn.conv2d" or not _is_pointwise(value):
             return None
         pooled = op.mean(value.args[0], axis=[2, 3], keepdims=True)
-        logits = Call(value.op, [pooled, value.args[1]], value.attrs, value.ty_args)
+        logits = op.nn.conv2d(pooled, _weight(value), groups=int(value.attrs.groups))
         return logits if bias is None else op.add(logits, bias)
 
 
 def _is_pointwise(call: Call) -> bool:
     kernel = (shape_of(call.args[1]) or ())[2:]
     strides = [int(stride) for stride in call.attrs.strides]
-    return kernel == (1, 1) and strides == [1, 1] and not any(int(p) for p in call.attrs.padding)
+    pads = any(int(pad) for pad in call.attrs.padding)
+    is_known = not pads or constant_of(call.args[1]) is not None
+    return kernel == (1, 1) and strides == [1, 1] and is_known and call.attrs.data_layout == "NCHW"
+
+
+def _weight(call: Call) -> Expr:
+    """The weights for the mean of what the convolution reads, before it is padded."""
+    inside, padded = prod(shape_of(call.args[0])[2:]), prod(shape_of(call)[2:])
+    if inside == padded:
+        return call.args[1]
+    return constant(np.multiply(constant_of(call.args[1]), np.float32(inside / padded)))
 
 
 HoistGatePooling = rewriting_pass("HoistGatePooling", _HoistGatePooling)
