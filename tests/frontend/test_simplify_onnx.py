@@ -95,6 +95,19 @@ def test_recent_files_are_taken_as_they_are(opset):
     assert with_recent_opset(model) is model
 
 
+def test_what_the_reference_cannot_run_is_one_line(tmp_path: Path, monkeypatch):
+    path = tmp_path / "relu.onnx"
+    path.write_bytes(model_of([helper.make_node("Relu", ["x"], ["y"])]).SerializeToString())
+    _, reference, _ = load_onnx(path)
+
+    def refuse(*_arguments, **_options):
+        raise RuntimeError("No implementation for operator 'Relu'")
+
+    monkeypatch.setattr("tvm_dynprune.frontend.onnx.ReferenceEvaluator", refuse)
+    with pytest.raises(ModelError, match="evaluator.* cannot run it: No implementation"):
+        reference(np.zeros((1, 4, 2, 2), "float32"))
+
+
 def test_what_the_converter_cannot_read_is_taken_as_it_is(tmp_path: Path):
     unknown = helper.make_node("Unheard", ["x"], ["y"])
     model = model_of([unknown], opset=9)

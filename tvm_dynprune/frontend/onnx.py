@@ -69,12 +69,17 @@ def load_onnx(
     """Read an ONNX file: Relax module, reference (ONNX's own evaluator), class names if stored."""
     model = _read(path)
     mod = _to_relax(path, model, batch)
-    evaluator = ReferenceEvaluator(model, new_ops=[MaxPool, AveragePool])
 
     def reference(x: np.ndarray) -> list[np.ndarray]:
-        return [
-            np.asarray(output) for output in evaluator.run(None, {str(evaluator.input_names[0]): x})
-        ]
+        try:
+            evaluator = ReferenceEvaluator(model, new_ops=[MaxPool, AveragePool])
+            outputs = evaluator.run(None, {str(evaluator.input_names[0]): x})
+        except Exception as error:
+            raise ModelError(
+                f"{path}: ONNX's own evaluator, which compiled networks are checked with, cannot "
+                f"run it: {_first_line(error)} Export it with a newer opset"
+            ) from error
+        return [np.asarray(output) for output in outputs]
 
     stored = {item.key: item.value for item in model.metadata_props}
     return mod, reference, tuple(json.loads(stored.get(CLASSES_KEY, "[]")))
