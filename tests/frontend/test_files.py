@@ -14,6 +14,7 @@ from tvm_dynprune.errors import ModelError
 from tvm_dynprune.frontend import from_exported, from_onnx
 from tvm_dynprune.frontend.exported import load_exported
 from tvm_dynprune.frontend.layers import layer_name
+from tvm_dynprune.frontend.model import load_model
 from tvm_dynprune.frontend.onnx import load_onnx
 
 IMAGES = torch.zeros(2, 3, 9, 9)
@@ -135,6 +136,35 @@ def test_an_input_without_a_size_is_refused(tmp_path):
     one_line(error)
 
 
+class Sum(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x.relu() + y
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (
+            nn.ReLU().eval(),
+            (IMAGES.double(),),
+            "its input is float64; export the model with a float32",
+        ),
+        (nn.Flatten().eval(), (IMAGES.to(torch.uint8),), "its input is uint8; export the model"),
+        (Sum().eval(), (IMAGES, IMAGES), "its inputs are x, y; a network with one image is needed"),
+    ],
+)
+def test_other_inputs_than_one_image_are_named(model, inputs, message, suffix, tmp_path):
+    path = tmp_path / f"m{suffix}"
+    if suffix == ".onnx":
+        torch.onnx.export(model, inputs, path, dynamo=True, verbose=False)
+    else:
+        torch.export.save(torch.export.export(model, inputs), path)
+    with pytest.raises(ModelError, match=message) as error:
+        load_model(path)
+    one_line(error)
+
+
 def test_the_reference_is_the_models_own_answer(tmp_path):
     x = np.random.default_rng(0).standard_normal((2, 3, 9, 9)).astype("float32")
     with torch.no_grad():
@@ -164,6 +194,7 @@ def test_layers_are_named_after_their_weights(tmp_path):
     [
         ("p_layer1_0_conv1_weight", "layer1_0_conv1"),
         ("features.3.weight", "features_3"),
+        ("p.weight", "p"),
         ("b_kernel", "kernel"),
         ("weight", "weight"),
         ("::", "layer"),

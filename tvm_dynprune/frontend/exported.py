@@ -42,7 +42,8 @@ def from_exported(
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"TVM cannot import the exported program: {lines[-1][:200]}") from error
     mod, tensors = relax.frontend.detach_params(mod)
-    names = [var.name for var in mod["main"].params][-len(tensors["main"]) :]
+    names = [var.name for var in mod["main"].params]
+    names = names[len(names) - len(tensors["main"]) :]
     parameters = {name: value.numpy() for name, value in zip(names, tensors["main"], strict=True)}
     return bind_batch(bind_parameters(mod, parameters), batch)
 

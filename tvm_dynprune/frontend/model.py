@@ -31,7 +31,7 @@ def load_model(path: str | Path, *, batch: int | None = None) -> Model:
     Raises
     ------
     ModelError
-        The file is neither, or cannot be imported.
+        The file is neither, cannot be imported, or takes another input than one float32 tensor.
     ToolError
         A ``.pt2`` file without PyTorch installed.
     """
@@ -41,7 +41,7 @@ def load_model(path: str | Path, *, batch: int | None = None) -> Model:
     if path.suffix == ".onnx":
         from tvm_dynprune.frontend.onnx import load_onnx
 
-        return Model(path.stem, *load_onnx(path, batch=batch))
+        return _checked(path, Model(path.stem, *load_onnx(path, batch=batch)))
     if path.suffix == ".pt2":
         try:
             from tvm_dynprune.frontend.exported import load_exported
@@ -50,5 +50,16 @@ def load_model(path: str | Path, *, batch: int | None = None) -> Model:
                 f"{path}: reading .pt2 needs PyTorch: pip install 'tvm-dynprune[train]', or "
                 "export the model to ONNX"
             ) from None
-        return Model(path.stem, *load_exported(path, batch=batch))
+        return _checked(path, Model(path.stem, *load_exported(path, batch=batch)))
     raise ModelError(f"{path}: neither .onnx nor .pt2")
+
+
+def _checked(path: Path, model: Model) -> Model:
+    inputs = list(model.mod["main"].params)
+    if len(inputs) != 1:
+        names = ", ".join(var.name for var in inputs) or "none"
+        raise ModelError(f"{path}: its inputs are {names}; a network with one image is needed")
+    dtype = str(inputs[0].ty.dtype)
+    if dtype != "float32":
+        raise ModelError(f"{path}: its input is {dtype}; export the model with a float32 input")
+    return model
