@@ -109,11 +109,12 @@ def write_for_peers(network: nn.Module, name: str, path: Path) -> None:
     """Write a network of batch 1 as ONNX, and as ``.pt2`` beside it."""
     import torch
 
-    from tvm_dynprune.nn.export import write_onnx
+    from tvm_dynprune.nn.export import quiet_torch, write_onnx
 
     program = torch.export.export(network.eval(), (_example(name, 1),))
     write_onnx(program, path)
-    torch.export.save(program, path.with_suffix(".pt2"))
+    with quiet_torch():
+        torch.export.save(program, path.with_suffix(".pt2"))
 
 
 def outputs(network: nn.Module, images: np.ndarray) -> np.ndarray:

@@ -2,8 +2,10 @@
 """Export a network to ``.pt2`` (torch.export) or ONNX."""
 
 import json
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,6 +14,20 @@ from torch import Tensor, nn
 from tvm_dynprune.errors import ModelError
 from tvm_dynprune.files import refuse_existing, write_atomic
 from tvm_dynprune.frontend.names import CLASSES_FILE, CLASSES_KEY
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Without what torch says of itself as it exports: deprecations, and what is not installed."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -67,7 +83,7 @@ def write_exported(
     program = export(model, torch.rand(2, *shape))
     names = json.dumps(list(classes))
     if out.suffix == ".pt2":
-        with write_atomic(out) as path:
+        with write_atomic(out) as path, quiet_torch():
             # torch.export.save wants the suffix.
             temporary = path.with_name(path.name + ".pt2")
             torch.export.save(program, temporary, extra_files={CLASSES_FILE: names})
@@ -80,8 +96,7 @@ def write_onnx(
     program: torch.export.ExportedProgram, out: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write an exported program as ONNX, all in one file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.onnx warns of its own deprecations
+    with quiet_torch():
         exported = torch.onnx.export(program, dynamo=True, verbose=False)
     assert exported is not None
     exported.model.metadata_props.update(metadata or {})
