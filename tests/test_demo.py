@@ -19,7 +19,10 @@ from tvm_dynprune.runtime import Session
 DEMO = shipped("demo")
 
 
-@pytest.mark.parametrize("lowering", ["auto", "indexed", "if", "dense"])
+SLOW = [pytest.param(lowering, marks=pytest.mark.slow) for lowering in ("if", "dense")]
+
+
+@pytest.mark.parametrize("lowering", ["auto", "indexed", *SLOW])
 def test_classes_equal_masked_pytorch(tmp_path: Path, lowering: str) -> None:
     model = load_model(DEMO / NETWORK)
     session = Session(compile(model, quick_host(), tmp_path / "a", lowering=lowering))

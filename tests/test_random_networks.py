@@ -74,7 +74,7 @@ def machine(mod: tvm.IRModule, lowering: str) -> relax.VirtualMachine:
     )
 
 
-@settings(max_examples=6, **SETTINGS)
+@settings(max_examples=4, **SETTINGS)
 @given(networks())
 def test_random_networks(network):
     check(network)

@@ -99,7 +99,10 @@ def test_compiler_counts_small_networks_as_we_do(model: Callable[[], nn.Module])
     assert compiled_macs(gated, x).tolist() == [sum(executed(gated).values())]
 
 
-@pytest.mark.parametrize(("name", "group_size"), [("resnet20", 4), ("resnet20", 16)])
+@pytest.mark.parametrize(
+    ("name", "group_size"),
+    [("resnet20", 4), pytest.param("resnet20", 16, marks=pytest.mark.slow)],
+)
 def test_compiler_counts_as_we_do(name: str, group_size: int) -> None:
     channels, height, width = network_spec(name).input_shape
     x = pixels(3, channels, min(height, 64), min(width, 64))
