@@ -2,6 +2,7 @@
 """A phone from end to end, under QEMU: bundle, tracker, upload, run, profile, crash."""
 
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -93,6 +94,17 @@ def test_computes_what_the_host_does(bundle, demo, sample, page_bytes) -> None:
                 pass  # it is free again
     finally:
         tracker.terminate()
+
+
+def test_a_process_without_a_compiler_runs_there(counting, demo) -> None:
+    command = ["run", str(demo[0].path), "--self-test", "--device", counting.address]
+    done = subprocess.run(
+        [sys.executable, "-m", "tvm_dynprune", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "self-test passed" in done.stdout, done.stderr
 
 
 def test_instructions_fall_with_the_open_fraction(counting, demo, sample, tmp_path) -> None:
