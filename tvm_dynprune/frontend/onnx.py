@@ -3,6 +3,7 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -70,10 +71,13 @@ def load_onnx(
     model = _read(path)
     mod = _to_relax(path, model, batch)
 
+    @cache
+    def evaluator() -> ReferenceEvaluator:
+        return ReferenceEvaluator(model, new_ops=[MaxPool, AveragePool])
+
     def reference(x: np.ndarray) -> list[np.ndarray]:
         try:
-            evaluator = ReferenceEvaluator(model, new_ops=[MaxPool, AveragePool])
-            outputs = evaluator.run(None, {str(evaluator.input_names[0]): x})
+            outputs = evaluator().run(None, {str(evaluator().input_names[0]): x})
         except Exception as error:
             raise ModelError(
                 f"{path}: ONNX's own evaluator, which compiled networks are checked with, cannot "
