@@ -5,9 +5,10 @@ import json
 import logging
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tvm
@@ -40,6 +41,7 @@ from tvm_dynprune.runtime.artifact import (
 )
 from tvm_dynprune.runtime.calibration import Calibration
 from tvm_dynprune.runtime.session import Session
+from tvm_dynprune.runtime.weights import write_weights
 from tvm_dynprune.soc import Soc, load_soc, missing_here, required_features
 
 logger = logging.getLogger(__name__)
@@ -108,14 +110,14 @@ def compile(
         unused = _unused_gates(simplified, strict=strict)
         annotated, chosen, _ = _choose(model, simplified, soc, lowering, calibration, tuned)
         lowered = pipeline.lower(chosen, soc)
-        executable = pipeline.build(lowered, soc)
+        executable, weights = pipeline.build_apart(lowered, soc)
     manifest = replace(
         _manifest(model, annotated, soc, lowering, unused),
         choices=[asdict(c) for c in choices_of(chosen["main"], dict(chosen.functions_items()))],
         kernels={name: json.loads(lowered[name].attrs[KERNEL_CALLS]) for name in FUNCTIONS},
     )
     with write_folder_atomic(out, force=force) as folder:
-        manifest = replace(manifest, library=_export(executable, folder, linker))
+        manifest = replace(manifest, **_export(executable, weights, folder, linker))
         _write_reference(folder, model, manifest)
         if not missing_here(manifest.target, manifest.features):
             manifest = _compared(folder, manifest)
@@ -190,10 +192,12 @@ def _calibrate(model: Model, annotated: tvm.IRModule, images: np.ndarray) -> Cal
     """
     soc = load_soc("host")
     gated = tvm.IRModule({v: f for v, f in annotated.functions_items() if v.name_hint != TWIN})
-    executable = pipeline.build(pipeline.lower(pipeline.choose(gated, soc, "indexed"), soc), soc)
+    executable, weights = pipeline.build_apart(
+        pipeline.lower(pipeline.choose(gated, soc, "indexed"), soc), soc
+    )
     manifest = _manifest(model, annotated, soc, "indexed", {})
     with tempfile.TemporaryDirectory() as name:
-        manifest = replace(manifest, library=_export(executable, Path(name), _linker(soc)))
+        manifest = replace(manifest, **_export(executable, weights, Path(name), _linker(soc)))
         session = Session(Artifact(Path(name), manifest))
         session.run(images)
     return Calibration(manifest.layers, session.open_channels, len(images))
@@ -218,6 +222,8 @@ def _manifest(
         features=required_features(soc),
         lowering=lowering,
         library="",
+        weights="",
+        weight_places=[],
         input_shape=list(shape_of(main.params[0]) or ()),
         output_shapes=[[int(s) for s in item.shape] for item in list(main.ret_ty.fields)[:outputs]],
         classes=list(model.classes),
@@ -245,13 +251,26 @@ def _unique(names: list[str]) -> list[str]:
 
 
 def _export(
-    executable: relax.VMExecutable, folder: Path, linker: Callable[..., None] | None
-) -> str:
-    """Link the library into `folder`; returns its name, which has its checksum."""
-    path = folder / "library.so"
-    executable.export_library(str(path), fcompile=linker)
-    name = f"library-{sha256(path)[:12]}.so"
-    path.rename(folder / name)
+    executable: relax.VMExecutable,
+    weights: Sequence[np.ndarray],
+    folder: Path,
+    linker: Callable[..., None] | None,
+) -> dict[str, Any]:
+    """Write library and weights into `folder`; returns what the manifest says of them."""
+    library, data = folder / "library.so", folder / "weights.bin"
+    executable.export_library(str(library), fcompile=linker)
+    places = write_weights(data, weights)
+    return {
+        "library": _named_by_content(library),
+        "weights": _named_by_content(data),
+        "weight_places": places,
+    }
+
+
+def _named_by_content(path: Path) -> str:
+    """Rename a file to have its checksum in its name; returns that."""
+    name = f"{path.stem}-{sha256(path)[:12]}{path.suffix}"
+    path.rename(path.with_name(name))
     return name
 
 

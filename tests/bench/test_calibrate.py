@@ -72,7 +72,7 @@ def test_sweep_is_what_a_session_with_these_thresholds_does(
 
 
 def test_stored_points_are_used_without_recompiling(copied: Artifact, images: np.ndarray) -> None:
-    library = (copied.path / copied.manifest.library).read_bytes()
+    library = copied.library.read_bytes()
     stored = store_points(copied, {"all": SWEEP[0], "none": OperatingPoint(100.0, 0.1, 0.01, 9)})
     assert stored.manifest == Artifact.load(copied.path).manifest
     session = Session(Artifact.load(copied.path))
@@ -85,7 +85,7 @@ def test_stored_points_are_used_without_recompiling(copied: Artifact, images: np
     np.testing.assert_allclose(session.threshold_values, own - 2.0)
     session.set_threshold_values(own)
     np.testing.assert_array_equal(session.run(images), before)
-    assert (copied.path / copied.manifest.library).read_bytes() == library
+    assert copied.library.read_bytes() == library
 
 
 def test_unknown_point(copied: Artifact) -> None:

@@ -34,7 +34,7 @@ def told(*command: str | Path) -> str:
 
 
 def library(artifact: Artifact) -> Path:
-    return artifact.path / artifact.manifest.library
+    return artifact.library
 
 
 def needed_by(path: Path) -> list[str]:

@@ -27,9 +27,9 @@ def test_a_copy_loads(copy: Path, artifact: Artifact) -> None:
     assert Artifact.load(copy).manifest == artifact.manifest
 
 
-@pytest.mark.parametrize("which", ["library", "reference"])
+@pytest.mark.parametrize("which", ["library", "weights", "reference"])
 def test_a_changed_byte_is_found(copy: Path, artifact: Artifact, which: str) -> None:
-    path = copy / (artifact.manifest.library if which == "library" else REFERENCE)
+    path = copy / getattr(artifact.manifest, which, REFERENCE)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))

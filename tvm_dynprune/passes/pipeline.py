@@ -4,6 +4,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import tvm
 from tvm import relax
 
@@ -25,6 +26,7 @@ from tvm_dynprune.passes.fold_batch_norm import FoldBatchNorm
 from tvm_dynprune.passes.fuse_kernels import FuseKernels
 from tvm_dynprune.passes.hoist_gate_pooling import HoistGatePooling
 from tvm_dynprune.passes.instruments import CheckWellFormed, Timer
+from tvm_dynprune.passes.lift_weights import lift_weights
 from tvm_dynprune.passes.linear_to_conv2d import LinearToConv2d
 from tvm_dynprune.passes.lower_kernels import LowerKernels, check_lowered
 from tvm_dynprune.passes.merge_kernel_calls import MergeKernelCalls
@@ -188,15 +190,25 @@ def optimize(mod: tvm.IRModule, soc: Soc, lowering: str = "auto") -> tvm.IRModul
 
 def build(mod: tvm.IRModule, soc: Soc) -> relax.VMExecutable:
     """Compile what `optimize` returned for the SoC's target."""
+    return _code(_ready(mod, soc), soc)
+
+
+def build_apart(mod: tvm.IRModule, soc: Soc) -> tuple[relax.VMExecutable, list[np.ndarray]]:
+    """Compile what `optimize` returned; its functions take the weights as their last argument."""
+    ready, weights = lift_weights(_ready(mod, soc))
+    return _code(ready, soc), weights
+
+
+def _ready(mod: tvm.IRModule, soc: Soc) -> tvm.IRModule:
+    with soc.tvm_target():
+        return tvm.transform.Sequential(build_passes())(mod)
+
+
+def _code(mod: tvm.IRModule, soc: Soc) -> relax.VMExecutable:
+    no_passes = tvm.transform.Sequential([])
     target = soc.tvm_target()
     with target:
-        mod = tvm.transform.Sequential(build_passes())(mod)
-        return relax.build(
-            mod,
-            target,
-            relax_pipeline=tvm.transform.Sequential([]),
-            tir_pipeline=TIR_PIPELINE,
-        )
+        return relax.build(mod, target, relax_pipeline=no_passes, tir_pipeline=TIR_PIPELINE)
 
 
 def pass_context(

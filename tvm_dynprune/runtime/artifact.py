@@ -5,6 +5,7 @@
 ``library-*.so``    the compiled network; functions ``main`` (gated) and ``dense`` (its twin). The
                     name has its checksum, as a process that has loaded one file of a name never
                     loads another
+``weights-*.bin``   what the functions take as their last argument; see `weights`
 ``manifest.json``   versions, target, signatures, gates, costs per layer, checksums
 ``reference.npz``   a few inputs, and the outputs that the model's own framework computed for them
 ==================  ================================================================================
@@ -20,8 +21,9 @@ import numpy as np
 
 from tvm_dynprune.errors import ArtifactError
 from tvm_dynprune.files import sha256, write_atomic
+from tvm_dynprune.runtime.weights import WeightPlace
 
-FORMAT = 4
+FORMAT = 5
 FUNCTIONS = ("main", "dense")
 BY_KERNEL = "_by_kernel"  # ends the names of their twins that call kernel by kernel
 MANIFEST, REFERENCE = "manifest.json", "reference.npz"
@@ -71,6 +73,10 @@ class Manifest:
 
     Attributes
     ----------
+    library, weights
+        Names of the files.
+    weight_places
+        Where the tensors lie in the file of weights.
     layers, dense_layers
         What each convolution of ``main`` and ``dense`` costs; see `layer_macs`.
     choices
@@ -87,6 +93,8 @@ class Manifest:
     features: list[str]
     lowering: str
     library: str
+    weights: str
+    weight_places: list[WeightPlace]
     input_shape: list[int]
     output_shapes: list[list[int]]
     classes: list[str]
@@ -109,6 +117,16 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+
+    @property
+    def library(self) -> Path:
+        """The file of compiled code."""
+        return self.path / self.manifest.library
+
+    @property
+    def weights(self) -> Path:
+        """The file of weights."""
+        return self.path / self.manifest.weights
 
     @classmethod
     def load(cls, path: str | Path) -> "Artifact":
@@ -134,7 +152,7 @@ class Artifact:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest with the checksums of the files beside it."""
     table = asdict(manifest)
-    table["checksums"] = {name: sha256(folder / name) for name in (manifest.library, REFERENCE)}
+    table["checksums"] = {name: sha256(folder / name) for name in _files(manifest)}
     with write_atomic(folder / MANIFEST) as path:
         path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
@@ -184,12 +202,17 @@ def _read_manifest(path: Path) -> Manifest:
                 "the model again"
             )
         table["points"] = {k: OperatingPoint(**v) for k, v in table["points"].items()}
+        table["weight_places"] = [WeightPlace(**place) for place in table["weight_places"]]
         table["gates"] = [Gate(**gate) for gate in table["gates"]]
         return Manifest(**{item.name: table[item.name] for item in fields(Manifest)})
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{path / MANIFEST}: damaged ({type(error).__name__}: {error}); compile the model again"
         ) from None
+
+
+def _files(manifest: Manifest) -> tuple[str, ...]:
+    return manifest.library, manifest.weights, REFERENCE
 
 
 def _check_version(path: Path, manifest: Manifest) -> None:
@@ -202,7 +225,7 @@ def _check_version(path: Path, manifest: Manifest) -> None:
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:
-    for name in (manifest.library, REFERENCE):
+    for name in _files(manifest):
         if not (path / name).is_file():
             raise ArtifactError(f"{path}: {name} is missing; compile the model again")
         if sha256(path / name) != manifest.checksums.get(name):

@@ -11,6 +11,7 @@ from tvm.runtime.vm import VirtualMachine
 
 from tvm_dynprune.errors import ArtifactError
 from tvm_dynprune.runtime.artifact import Artifact
+from tvm_dynprune.runtime.weights import map_weights
 from tvm_dynprune.soc import missing_here
 
 
@@ -35,8 +36,9 @@ class LocalMachine:
             )
         # Read at every parallel loop; with one thread there is no pool in between.
         os.environ["TVM_NUM_THREADS"] = str(threads)
-        library = tvm.runtime.load_module(str(artifact.path / manifest.library))
+        library = tvm.runtime.load_module(str(artifact.library))
         self._vm = VirtualMachine(library, tvm.cpu())
+        self._weights = map_weights(artifact.weights, manifest.weight_places)
 
     def invoke(self, function: str, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Outputs of one call of "main" or "dense"."""
@@ -47,7 +49,7 @@ class LocalMachine:
     ) -> Callable[[], Sequence[tvm.runtime.Tensor]]:
         """Return a call that copies nothing."""
         call, tensors = self._vm[function], [tvm.runtime.tensor(array) for array in arrays]
-        return lambda: call(*tensors)
+        return lambda: call(*tensors, self._weights)
 
     def kernel_ticks(self, function: str, arrays: Sequence[np.ndarray]) -> list[tuple[str, int]]:
         """Kernels of one call, in order, with their nanoseconds."""

@@ -17,7 +17,8 @@ from tvm import rpc
 from tvm.runtime.vm import VirtualMachine
 
 from tvm_dynprune.errors import DeviceError, DynpruneError
-from tvm_dynprune.runtime.artifact import Artifact, versions
+from tvm_dynprune.runtime.artifact import Artifact, Manifest, versions
+from tvm_dynprune.runtime.weights import layout_of
 
 _LOST = ("RPCCode::kReturn", "kShutdown", "Broken pipe", "Connection reset")
 
@@ -70,7 +71,7 @@ class Device:
         return self._session.get_function(function)(*arguments)
 
     def load(self, artifact: Artifact) -> "DeviceMachine":
-        """Upload an artifact's library unless it is there, and load it.
+        """Upload an artifact's library and weights unless they are there, and load them.
 
         Raises
         ------
@@ -78,11 +79,12 @@ class Device:
             The device cannot run it, which is found out before anything is uploaded; its disk is
             full; or the connection is lost.
         """
-        library = artifact.path / artifact.manifest.library
-        self._check(artifact, library.stat().st_size)
-        self._upload(library)
-        with self._calling(f"loading {library.name}"):
-            return DeviceMachine(self, self._session, library.name)
+        files = artifact.library, artifact.weights
+        self._check(artifact, sum(file.stat().st_size for file in files))
+        for file in files:
+            self._upload(file)
+        with self._calling(f"loading {artifact.library.name}"):
+            return DeviceMachine(self, self._session, artifact.manifest)
 
     def close(self) -> None:
         """End the session; the device is then free, whoever still holds objects of it."""
@@ -123,7 +125,7 @@ class Device:
         # 0: the device could not say, as where /proc is not mounted
         if info.memory_kib and size_bytes > info.memory_free_kib * 1024:
             raise DeviceError(
-                f"{artifact.path}: its library takes {size_bytes >> 20} MiB, {self.name} has "
+                f"{artifact.path}: code and weights take {size_bytes >> 20} MiB, {self.name} has "
                 f"{info.memory_free_kib >> 10} MiB of memory free"
             )
 
@@ -158,10 +160,12 @@ class Device:
 class DeviceMachine:
     """An artifact's library on a device; see `LocalMachine`, which is the same here."""
 
-    def __init__(self, device: Device, session: rpc.RPCSession, library: str) -> None:
+    def __init__(self, device: Device, session: rpc.RPCSession, manifest: Manifest) -> None:
         self._device, self.clock = device, device.info.clock
         self._place = session.cpu(0)
-        self._vm = VirtualMachine(session.load_module(library), self._place)
+        self._vm = VirtualMachine(session.load_module(manifest.library), self._place)
+        layout = layout_of(manifest.weight_places)
+        self._weights = device.call("dynprune.map_weights", manifest.weights, layout)
 
     def invoke(self, function: str, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Outputs of one call of "main" or "dense"."""
@@ -193,7 +197,7 @@ class DeviceMachine:
 
     def _set_input(self, function: str, arrays: Sequence[np.ndarray]) -> None:
         tensors = [tvm.runtime.tensor(array, self._place) for array in arrays]
-        self._vm.set_input(function, *tensors)
+        self._vm.set_input(function, *tensors, self._weights)
 
 
 def check_version(name: str, info: DeviceInfo) -> None:

@@ -12,6 +12,7 @@
 
 #include "clock.h"
 #include "device_info.h"
+#include "weights.h"
 
 namespace dynprune {
 
@@ -63,6 +64,8 @@ inline void RegisterFunctions(const std::string& work) {
       .def("tvm.rpc.server.workpath", [place](String name) -> String { return place(name); })
       .def("tvm.rpc.server.load_module",
            [place](String name) -> Module { return Module::LoadFromFile(place(name)); })
+      .def("dynprune.map_weights",
+           [place](String name, String layout) { return MapWeights(place(name), layout); })
       .def("dynprune.crc32", [place](String name) -> int64_t { return Crc32(place(name)); })
       .def("dynprune.device_info",
            [work]() -> String { return DeviceInfo(work, counted_instructions != nullptr); })
