@@ -13,8 +13,10 @@ from tvm_dynprune.cli_options import (
     Force,
     Log,
     Lowering,
+    Precision,
     SocName,
     checked_lowering,
+    checked_precision,
     show,
     stdout_console,
     tuned_kernels,
@@ -68,6 +70,7 @@ def compile_command(
     out: Annotated[Path, typer.Option(help="Artifact folder to write.")],
     soc: SocName = "host",
     lowering: Lowering = "auto",
+    precision: Precision = "float32",
     batch: Annotated[Optional[int], typer.Option(min=1, help="Batch size.")] = None,  # noqa: UP045
     calibrate: Annotated[
         Optional[Path],  # noqa: UP045
@@ -108,6 +111,7 @@ def compile_command(
             target,
             out,
             lowering=checked_lowering(lowering),
+            precision=checked_precision(precision),
             calibration=images,
             tuned=tuned_kernels(log, target, lowering),
             strict=strict,

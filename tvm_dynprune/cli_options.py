@@ -19,6 +19,7 @@ JsonOut = Annotated[
     typer.Option("--json", help="Write the measurement there; '-' prints it and nothing else."),
 ]
 Lowering = Annotated[str, typer.Option(help="auto, dense, if or indexed.")]
+Precision = Annotated[str, typer.Option(help="float32, or float16 for SoCs that compute in it.")]
 Log = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--log", help="Folder that tune wrote: take its best kernels."),
@@ -31,6 +32,13 @@ def checked_lowering(name: str) -> str:
 
     if name not in LOWERINGS:
         raise UserError(f"--lowering {name}: one of {', '.join(LOWERINGS)}")
+    return name
+
+
+def checked_precision(name: str) -> str:
+    """Return the name of a precision if there is such."""
+    if name not in ("float32", "float16"):
+        raise UserError(f"--precision {name}: float32 or float16")
     return name
 
 

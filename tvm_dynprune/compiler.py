@@ -42,7 +42,7 @@ from tvm_dynprune.runtime.artifact import (
 from tvm_dynprune.runtime.calibration import Calibration
 from tvm_dynprune.runtime.session import Session
 from tvm_dynprune.runtime.weights import write_weights
-from tvm_dynprune.soc import Soc, load_soc, missing_here, required_features
+from tvm_dynprune.soc import Soc, in_float16, load_soc, missing_here, required_features
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def compile(
     out: str | Path,
     *,
     lowering: str = "auto",
+    precision: str = "float32",
     calibration: np.ndarray | None = None,
     tuned: Mapping[str, TunedKernel] | None = None,
     strict: bool = False,
@@ -75,6 +76,8 @@ def compile(
         Folder to write.
     lowering
         "auto", "dense", "if" or "indexed"; see `ChooseLowering`.
+    precision
+        "float32", or "float16" for SoCs that compute in it: what `UseFloat16` makes of it.
     calibration
         Images (N, C, H, W) float32 on which "auto" measures how much each layer's gates leave open.
     tuned
@@ -90,14 +93,14 @@ def compile(
     ------
     LogError
         `tuned` has none of the network's kernels.
+    SocError
+        "float16" for a SoC that does not compute in it.
     UnusableGateError
         Under `strict`; the message names the layer and the reason.
     OutputExistsError
         `out` exists and `force` is false.
     ToolError
         There is no compiler or linker to link the library with.
-    LogError
-        `tuned` has none of the network's kernels.
     NotLoweredError
         The compiled network does not compute what the reference does. For a SoC of another kind
         than this machine it is compared on the device: `Session.self_test`.
@@ -105,14 +108,16 @@ def compile(
     out = Path(out)
     refuse_existing(out, force=force)
     linker = _linker(soc)
+    layout = in_float16(soc) if precision == "float16" else soc
     with pipeline.pass_context(dump_ir, timer):
         simplified = tvm.transform.Sequential(pipeline.simplify_passes())(model.mod)
         unused = _unused_gates(simplified, strict=strict)
-        annotated, chosen, _ = _choose(model, simplified, soc, lowering, calibration, tuned)
-        lowered = pipeline.lower(chosen, soc)
-        executable, weights = pipeline.build_apart(lowered, soc)
+        annotated, chosen, _ = _choose(model, simplified, layout, lowering, calibration, tuned)
+        lowered = pipeline.lower(chosen, layout)
+        executable, weights = pipeline.build_apart(lowered, soc, precision)
     manifest = replace(
         _manifest(model, annotated, soc, lowering, unused),
+        precision=precision,
         choices=[asdict(c) for c in choices_of(chosen["main"], dict(chosen.functions_items()))],
         kernels={name: json.loads(lowered[name].attrs[KERNEL_CALLS]) for name in FUNCTIONS},
     )
@@ -221,6 +226,7 @@ def _manifest(
         target=dict(soc.target),
         features=required_features(soc),
         lowering=lowering,
+        precision="float32",
         library="",
         weights="",
         weight_places=[],

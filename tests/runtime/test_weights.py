@@ -18,17 +18,17 @@ def test_what_is_mapped_is_what_was_written(tmp_path_factory, given_arrays) -> N
     places = write_weights(path, given_arrays)
     mapped = map_weights(path, places)
     assert len(mapped) == len(given_arrays)
-    for tensor, place, array in zip(mapped, places, given_arrays, strict=True):
-        assert place.offset_bytes % ALIGNMENT == 0
-        assert str(tensor.dtype) == str(array.dtype)
-        np.testing.assert_array_equal(np.from_dlpack(tensor), array)
+    for found, place, array in zip(mapped, places, given_arrays, strict=True):
+        assert place.offset_bytes % ALIGNMENT == found.ctypes.data % ALIGNMENT == 0
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(found, array)
 
 
 def test_writing_into_what_is_mapped_leaves_the_file(tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     places = write_weights(path, [np.ones((2, 3), "float32")])
     before = path.read_bytes()
-    np.from_dlpack(map_weights(path, places)[0])[:] = 2
+    map_weights(path, places)[0][:] = 2
     assert path.read_bytes() == before
 
 

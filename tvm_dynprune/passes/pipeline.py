@@ -34,6 +34,7 @@ from tvm_dynprune.passes.merge_small_kernels import MergeSmallKernels
 from tvm_dynprune.passes.move_channels_first import MoveChannelsFirst
 from tvm_dynprune.passes.multiply_by_reciprocal import MultiplyByReciprocal
 from tvm_dynprune.passes.sink_into_branches import SinkIntoBranches
+from tvm_dynprune.passes.use_float16 import UseFloat16
 from tvm_dynprune.soc import Soc
 
 
@@ -95,7 +96,7 @@ def choose_passes(
     ]
 
 
-def build_passes() -> list[tvm.transform.Pass]:
+def build_passes(precision: str = "float32") -> list[tvm.transform.Pass]:
     """Phase 6: what TVM does with the rest, and the VM's own lowering."""
     return [
         relax.backend.DispatchSortScan(),
@@ -113,6 +114,7 @@ def build_passes() -> list[tvm.transform.Pass]:
         relax.transform.CallTIRRewrite(),
         relax.transform.CanonicalizeBindings(),  # or the VM makes tuples and takes them apart
         relax.transform.DeadCodeElimination(),
+        *([UseFloat16()] if precision == "float16" else []),
         AddByKernelTwins(),
         MergeKernelCalls(),
         relax.transform.LowerAllocTensor(),
@@ -193,15 +195,20 @@ def build(mod: tvm.IRModule, soc: Soc) -> relax.VMExecutable:
     return _code(_ready(mod, soc), soc)
 
 
-def build_apart(mod: tvm.IRModule, soc: Soc) -> tuple[relax.VMExecutable, list[np.ndarray]]:
-    """Compile what `optimize` returned; its functions take the weights as their last argument."""
-    ready, weights = lift_weights(_ready(mod, soc))
+def build_apart(
+    mod: tvm.IRModule, soc: Soc, precision: str = "float32"
+) -> tuple[relax.VMExecutable, list[np.ndarray]]:
+    """Compile what `optimize` returned; its functions take the weights as their last argument.
+
+    For "float16" the layout of `mod` has to be that of `Soc.in_float16`.
+    """
+    ready, weights = lift_weights(_ready(mod, soc, precision))
     return _code(ready, soc), weights
 
 
-def _ready(mod: tvm.IRModule, soc: Soc) -> tvm.IRModule:
+def _ready(mod: tvm.IRModule, soc: Soc, precision: str = "float32") -> tvm.IRModule:
     with soc.tvm_target():
-        return tvm.transform.Sequential(build_passes())(mod)
+        return tvm.transform.Sequential(build_passes(precision))(mod)
 
 
 def _code(mod: tvm.IRModule, soc: Soc) -> relax.VMExecutable:

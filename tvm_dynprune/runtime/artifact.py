@@ -73,6 +73,8 @@ class Manifest:
 
     Attributes
     ----------
+    precision
+        "float32" or "float16": that of what lies between inputs and outputs.
     library, weights
         Names of the files.
     weight_places
@@ -92,6 +94,7 @@ class Manifest:
     target: dict[str, Any]
     features: list[str]
     lowering: str
+    precision: str
     library: str
     weights: str
     weight_places: list[WeightPlace]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm.runtime.vm import VirtualMachine
 
 from tvm_dynprune.errors import ArtifactError
@@ -38,7 +39,8 @@ class LocalMachine:
         os.environ["TVM_NUM_THREADS"] = str(threads)
         library = tvm.runtime.load_module(str(artifact.library))
         self._vm = VirtualMachine(library, tvm.cpu())
-        self._weights = map_weights(artifact.weights, manifest.weight_places)
+        weights = map_weights(artifact.weights, manifest.weight_places)
+        self._weights = tvm_ffi.Array([tvm_ffi.from_dlpack(array) for array in weights])
 
     def invoke(self, function: str, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Outputs of one call of "main" or "dense"."""

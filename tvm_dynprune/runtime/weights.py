@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tvm_ffi
 
 ALIGNMENT = 64  # bytes
 _HEADER = b"tvm_dynprune weights"  # a file is never empty: nobody can map an empty one
@@ -37,10 +36,10 @@ def write_weights(path: Path, arrays: Sequence[np.ndarray]) -> list[WeightPlace]
     return places
 
 
-def map_weights(path: Path, places: Sequence[WeightPlace]) -> tvm_ffi.Array:
-    """Map a file of weights; returns the tuple that the library's functions take."""
+def map_weights(path: Path, places: Sequence[WeightPlace]) -> list[np.ndarray]:
+    """Map a file of weights; returns the tensors in it."""
     data = np.memmap(path, np.uint8, mode="c")  # what DLPack passes on must be writable
-    return tvm_ffi.Array([tvm_ffi.from_dlpack(_part(data, place)) for place in places])
+    return [_part(data, place) for place in places]
 
 
 def layout_of(places: Sequence[WeightPlace]) -> str:

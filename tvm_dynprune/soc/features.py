@@ -4,9 +4,11 @@
 import platform
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tvm_dynprune.errors import SocError
 from tvm_dynprune.soc.model import Soc
 
 # What `host` turns off where the kernel (or a hypervisor) hides it although LLVM, which goes by
@@ -45,6 +47,22 @@ def required_features(soc: Soc) -> list[str]:
     if soc.target["mtriple"].startswith("aarch64"):
         return [name for feature, name in ARM_FEATURES.items() if feature in available]
     return [feature for feature in X86_FEATURES if feature in available]
+
+
+def in_float16(soc: Soc) -> Soc:
+    """The SoC as kernels in half precision see it: a vector has twice the lanes.
+
+    Raises
+    ------
+    SocError
+        It does not compute in float16.
+    """
+    if "asimdhp" not in required_features(soc):
+        raise SocError(
+            f"SoC {soc.name} has no float16 arithmetic (asimdhp), or its profile does not say so; "
+            "compile with --precision float32"
+        )
+    return replace(soc, lanes=2 * soc.lanes)
 
 
 def listed_features(cpuinfo: Path) -> list[str] | None:
