@@ -137,6 +137,21 @@ def test_what_gates_save_is_realised(counting, tmp_path) -> None:
     assert "median M instr." in capture.get()
 
 
+def test_float16_computes_the_same_in_half_of_the_time(counting, demo, sample, tmp_path) -> None:
+    model = load_model(shipped("demo") / "fashion_cnn_lkam.onnx")
+    half = compile(model, load_soc(PHONE), tmp_path / "half", precision="float16")
+    x = as_input(sample)
+    with connect(counting.address) as phone:
+        single_session, half_session = (Session(a, device=phone) for a in (demo[0], half))
+        assert half_session.self_test().ok
+        wanted, got = single_session.run_dense(x), half_session.run_dense(x)
+        assert np.abs(got - wanted).max() <= 1e-2 * np.abs(wanted).max()
+        before, after = (
+            s.device_ticks(x[:1], function="dense")[0] for s in (single_session, half_session)
+        )
+    assert after <= 0.65 * before
+
+
 def test_profile_lists_the_kernels_of_the_manifest(counting, demo, sample) -> None:
     with connect(counting.address) as phone:
         session = Session(demo[0], device=phone)

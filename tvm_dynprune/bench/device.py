@@ -61,6 +61,7 @@ def measure_device_bench(
         "network": manifest.network,
         "soc": manifest.soc,
         "lowering": manifest.lowering,
+        "precision": manifest.precision,
         "threads": None,
         "forced_gates": forced,
         "unit": unit,

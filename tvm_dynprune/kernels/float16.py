@@ -14,6 +14,7 @@ from typing import Any
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call, Expr, TensorLoad, Var
+from tvm.s_tir import renew_defs
 from tvm.target import codegen
 from tvm.tirx import BufferLoad, BufferStore, PrimFunc
 from tvm.tirx.buffer import BufferType
@@ -30,7 +31,7 @@ def in_float16(kernel: PrimFunc, params: Collection[int]) -> PrimFunc:
 
 class _Float16:
     def __init__(self, kernel: PrimFunc, params: Collection[int]) -> None:
-        self.kernel = kernel
+        self.kernel = kernel = renew_defs(kernel)  # others may be made of it, too
         given = {param: i in params for i, param in enumerate(kernel.params)}
         self.kept = {param for param, is_half in given.items() if not is_half}
         self.buffers: dict[Var, Var] = {}

@@ -55,7 +55,10 @@ class _Converted:
 
     def kernel(self, var: GlobalVar, arguments: Sequence[Expr]) -> GlobalVar:
         """The kernel for arguments of which some are float16 now."""
-        half = tuple(i for i, one in enumerate(arguments) if _dtype(one) == "float16")
+        pairs = enumerate(zip(self.mod[var].params, arguments, strict=False))
+        half = tuple(i for i, both in pairs if [*map(_dtype, both)] == ["float32", "float16"])
+        if not half:
+            return var
         key = (var.name_hint, half)
         if key not in self.known:
             kernel = in_float16(self.mod[var], half)
@@ -98,13 +101,12 @@ class _Function:
 
     def _sequence(self, sequence: relax.SeqExpr) -> relax.SeqExpr:
         bindings = bindings_of(sequence)
-        for binding in reversed(bindings):  # views of what is kept, and branches that make it
-            value = binding.value
+        for binding in reversed(bindings):  # names and views of what is kept, and its branches
             if binding.var in self.kept:
-                ends = [operands(value)] if isinstance(value, Call) else []
-                if isinstance(value, relax.If):
-                    ends = [operands(value.true_branch.body), operands(value.false_branch.body)]
-                self.kept.update(var for end in ends for var in end)
+                value = binding.value
+                is_if = isinstance(value, relax.If)
+                ends = (value.true_branch.body, value.false_branch.body) if is_if else (value,)
+                self.kept.update(var for end in ends for var in operands(end))
         block = [self._bound(binding) for binding in bindings]
         return relax.SeqExpr([relax.BindingBlock(block)], self._replaced(sequence.body))
 
