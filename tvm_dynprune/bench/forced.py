@@ -81,12 +81,19 @@ def compile_forced(
     *,
     soc: str,
     lowering: str,
+    precision: str = "float32",
     tuned: Mapping[str, TunedKernel] | None = None,
 ) -> Artifact:
     """Compile the gated network, calibrated on its images, and with it the dense one."""
-    target, model = load_soc(soc), forced_model(forced)
-    images = forced.images
-    return compile(model, target, out, lowering=lowering, calibration=images, tuned=tuned)
+    return compile(
+        forced_model(forced),
+        load_soc(soc),
+        out,
+        lowering=lowering,
+        precision=precision,
+        calibration=forced.images,
+        tuned=tuned,
+    )
 
 
 def forced_model(forced: Forced) -> Model:

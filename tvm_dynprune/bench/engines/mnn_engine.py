@@ -16,12 +16,12 @@ SETTINGS = "precision high (fp32), power high, memory high (Winograd)"
 
 
 class _Engine:
-    def __init__(self, model: Path, threads: int) -> None:
+    def __init__(self, model: Path, threads: int, *, float16: bool) -> None:
         mnn: Any = import_module("MNN")
 
         config = {
             "backend": "CPU",
-            "precision": "high",
+            "precision": "low" if float16 else "high",
             "numThread": threads,
             "power": "high",
             "memory": "high",
@@ -68,5 +68,5 @@ def prepare(model: Path, folder: Path) -> Path:
 
 
 def load(model: Path, threads: int, options: dict[str, Any]) -> _Engine:
-    """Load a ``.mnn`` file; no options."""
-    return _Engine(model, threads)
+    """Load a ``.mnn`` file; with `float16` to compute in that."""
+    return _Engine(model, threads, float16=options.get("float16", False))

@@ -15,7 +15,7 @@ SETTINGS = "fp32 storage and arithmetic, Winograd, packed layout, light mode"
 
 
 class _Engine:
-    def __init__(self, model: Path, threads: int) -> None:
+    def __init__(self, model: Path, threads: int, *, float16: bool) -> None:
         ncnn: Any = import_module("ncnn")
 
         ncnn.set_omp_num_threads(threads)
@@ -23,8 +23,9 @@ class _Engine:
         option = self._net.opt
         option.num_threads = threads
         option.use_vulkan_compute = False
-        for flag in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
-            setattr(option, f"use_{flag}", False)
+        option.use_bf16_storage = False
+        for flag in ("fp16_packed", "fp16_storage", "fp16_arithmetic"):
+            setattr(option, f"use_{flag}", float16)
         for flag in ("winograd_convolution", "sgemm_convolution", "packing_layout"):
             setattr(option, f"use_{flag}", True)
         option.lightmode = True
@@ -65,5 +66,5 @@ def prepare(model: Path, folder: Path) -> Path:
 
 
 def load(model: Path, threads: int, options: dict[str, Any]) -> _Engine:
-    """Load a ``.param`` file; no options."""
-    return _Engine(model, threads)
+    """Load a ``.param`` file; with `float16` to compute in that."""
+    return _Engine(model, threads, float16=options.get("float16", False))
