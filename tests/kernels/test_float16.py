@@ -55,6 +55,20 @@ def test_all_else_stays_in_float32() -> None:
     assert 'y[0] = T.Cast("float16", T.exp(total))' in half
 
 
+def test_allocations_may_stay_in_float32() -> None:
+    @T.prim_func
+    def kernel(x: T.Buffer((8,), "float32"), y: T.Buffer((8,), "float32")):
+        small = T.alloc_buffer((8,), "float32")
+        for i in range(8):
+            small[i] = x[i] * T.float32(1e-9)
+        for i in range(8):
+            y[i] = T.float32(1) / small[i]
+
+    script = in_float16(kernel, {0, 1}, allocations=False).script()
+    assert 'small[i] = T.Cast("float32", x[i]) * T.float32' in script
+    assert 'y[i] = T.Cast("float16", T.float32(1.0) / small[i])' in script
+
+
 def test_long_sums_are_exact() -> None:
     spec = GlobalAverage(FeatureMap(1, LANES, 80, 80, LANES))
     x, y = np.ones(spec.x.shape, "float16"), np.zeros(spec.y.shape, "float16")

@@ -7,15 +7,17 @@ import pytest
 import torch
 import tvm
 from hypothesis import HealthCheck, given, settings
+from tvm import relax
 from tvm.script import ir as I, relax as R, tirx as T
 
 from tests.kernels.util import quick_host
 from tests.linked import virtual_machine
 from tests.passes.util import assert_pass
 from tests.random_networks import Network, RandomNetwork, networks
+from tvm_dynprune.errors import NotLoweredError
 from tvm_dynprune.frontend.exported import from_exported
 from tvm_dynprune.passes import pipeline
-from tvm_dynprune.passes.use_float16 import UseFloat16
+from tvm_dynprune.passes.use_float16 import UseFloat16, check_weights
 
 TOLERANCE = 3e-2  # of the output's scale
 
@@ -59,6 +61,24 @@ def test_what_lies_between_input_and_output() -> None:
             return y
 
     assert_pass(UseFloat16(), Before, Expected)
+
+
+def test_a_weight_beyond_float16_is_one_line() -> None:
+    @I.ir_module
+    class Network:
+        @R.function
+        def main(x: R.Tensor((2,), "float32"), w: R.Tensor((2,), "float32")):
+            y = R.multiply(x, w)
+            return y
+
+    for weight in (65504.0, -7e4):
+        weights = {"w": np.array([weight, -np.inf], "float32")}
+        bound = relax.transform.BindParams("main", weights)(Network)
+        if weight > 0:
+            check_weights(bound)
+        else:
+            with pytest.raises(NotLoweredError, match=r"7e\+04: float16 ends at 65504"):
+                check_weights(bound)
 
 
 def check(specification: Network) -> None:

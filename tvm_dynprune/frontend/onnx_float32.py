@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Half-precision ONNX models in single precision, in which CPUs without float16 compute anyway.
 
-On a SoC with float16 arithmetic the compiler takes single precision down again; see `Soc`.
+Which precision a network is compiled for is `compile`'s to say, not the file's.
 """
 
 import numpy as np

@@ -19,21 +19,32 @@ from tvm.target import codegen
 from tvm.tirx import BufferLoad, BufferStore, PrimFunc
 from tvm.tirx.buffer import BufferType
 
-_LARGEST = 65504.0
+LARGEST = 65504.0
 _ARITHMETIC = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Max, tirx.Min)
 _FENCE = "llvm.arithmetic.fence"
 
 
-def in_float16(kernel: PrimFunc, params: Collection[int]) -> PrimFunc:
-    """The kernel with float16 for its parameters of these numbers, and for what it allocates."""
-    return _Float16(kernel, params).result()
+def in_float16(kernel: PrimFunc, params: Collection[int], *, allocations: bool = True) -> PrimFunc:
+    """The kernel with float16 for its parameters of these numbers.
+
+    Parameters
+    ----------
+    kernel
+        One whose tensors are float32, or anything but floating point.
+    params
+        Which parameters become float16.
+    allocations
+        What it allocates does, too, but for sums of values that are no products.
+    """
+    return _Float16(kernel, params, allocations=allocations).result()
 
 
 class _Float16:
-    def __init__(self, kernel: PrimFunc, params: Collection[int]) -> None:
+    def __init__(self, kernel: PrimFunc, params: Collection[int], *, allocations: bool) -> None:
         self.kernel = kernel = renew_defs(kernel)  # others may be made of it, too
-        given = {param: i in params for i, param in enumerate(kernel.params)}
-        self.kept = {param for param, is_half in given.items() if not is_half}
+        self.allocations = allocations
+        self.half = {param for i, param in enumerate(kernel.params) if i in params}
+        self.kept = {*kernel.params} - self.half
         self.buffers: dict[Var, Var] = {}
 
     def result(self) -> PrimFunc:
@@ -64,6 +75,8 @@ class _Float16:
     def _buffer(self, var: Var) -> Var:
         ty = var.ty
         if not isinstance(ty, BufferType) or str(ty.dtype) != "float32" or var in self.kept:
+            return var
+        if not self.allocations and var not in self.half:
             return var
         if var not in self.buffers:
             self.buffers[var] = tirx.decl_buffer(
@@ -116,7 +129,7 @@ def _narrow(value: Expr) -> Expr | None:
         inner = value.value
         return inner if "float16" in str(inner.ty) else tirx.Cast(_of(value, "float16"), inner)
     if isinstance(value, tirx.FloatImm):
-        return tirx.FloatImm("float16", min(max(value.value, -_LARGEST), _LARGEST))
+        return tirx.FloatImm("float16", min(max(value.value, -LARGEST), LARGEST))
     if isinstance(value, _ARITHMETIC):
         return _rebuilt(type(value), [value.a, value.b])
     if isinstance(value, tirx.Select):

@@ -34,7 +34,7 @@ from tvm_dynprune.passes.merge_small_kernels import MergeSmallKernels
 from tvm_dynprune.passes.move_channels_first import MoveChannelsFirst
 from tvm_dynprune.passes.multiply_by_reciprocal import MultiplyByReciprocal
 from tvm_dynprune.passes.sink_into_branches import SinkIntoBranches
-from tvm_dynprune.passes.use_float16 import UseFloat16
+from tvm_dynprune.passes.use_float16 import UseFloat16, check_weights
 from tvm_dynprune.soc import Soc
 
 
@@ -200,8 +200,15 @@ def build_apart(
 ) -> tuple[relax.VMExecutable, list[np.ndarray]]:
     """Compile what `optimize` returned; its functions take the weights as their last argument.
 
-    For "float16" the layout of `mod` has to be that of `Soc.in_float16`.
+    For "float16" the layout of `mod` has to be that of `in_float16(soc)`.
+
+    Raises
+    ------
+    NotLoweredError
+        A weight is too large for float16.
     """
+    if precision == "float16":
+        check_weights(mod)
     ready, weights = lift_weights(_ready(mod, soc, precision))
     return _code(ready, soc), weights
 

@@ -26,13 +26,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import relax
 from tvm.ir import Expr, GenericConst, GlobalVar
 from tvm.relax import Call, Var
 from tvm.tirx import PrimFunc
 
-from tvm_dynprune.kernels.float16 import in_float16
+from tvm_dynprune.errors import NotLoweredError
+from tvm_dynprune.kernels.float16 import LARGEST, in_float16
 from tvm_dynprune.passes.dataflow import bindings_of, op_name, operands, shape_of
+from tvm_dynprune.passes.merge_small_kernels import MERGEABLE
 
 
 @tvm.transform.module_pass(opt_level=0, name="UseFloat16")
@@ -44,6 +47,26 @@ class UseFloat16:
                 new = _Function(converted, func, func.params, keeps=True).result()
                 converted.builder.update_func(global_var, new)
         return relax.transform.DeadCodeElimination()(converted.builder.get())
+
+
+def check_weights(mod: tvm.IRModule) -> None:
+    """Raise NotLoweredError if a weight is too large for float16, whose largest is 65504."""
+    largest = [0.0]
+
+    def look(constant: GenericConst) -> GenericConst:
+        if _dtype(constant) == "float32":
+            values = np.abs(constant.value.numpy())
+            largest.append(float(values.max(initial=0, where=np.isfinite(values))))
+        return constant
+
+    for _, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            tvm_ffi.structural_map(func, [(GenericConst, look)])
+    if max(largest) > LARGEST:
+        raise NotLoweredError(
+            f"a weight of {max(largest):.3g}: float16 ends at {LARGEST:.0f}; compile with "
+            "--precision float32"
+        )
 
 
 class _Converted:
@@ -61,7 +84,10 @@ class _Converted:
             return var
         key = (var.name_hint, half)
         if key not in self.known:
-            kernel = in_float16(self.mod[var], half)
+            kernel = self.mod[var]
+            # TVM's own, and gates, compute in float32: what they allocate is small.
+            ours = MERGEABLE in kernel.attrs and "op_pattern" in kernel.attrs
+            kernel = in_float16(kernel, half, allocations=ours)
             self.known[key] = self.builder.add_func(kernel, var.name_hint)
         return self.known[key]
 
