@@ -5,12 +5,18 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, strategies as st
 from torch import Tensor, nn
 
 CHANNELS = (3, 4, 6, 8, 12, 16, 20, 24, 32, 48)
 ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6}
 THRESHOLDS = {"open": -1e6, "closed": 1e6, "mixed": 0.0}
+SETTINGS = {
+    "derandomize": True,
+    "database": None,
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow],
+}
 
 
 @dataclass(frozen=True)

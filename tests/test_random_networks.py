@@ -5,24 +5,18 @@ import numpy as np
 import pytest
 import torch
 import tvm
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from tvm import relax
 
 from tests.kernels.util import quick_host
 from tests.linked import virtual_machine
 from tests.passes.util import results_of_both
-from tests.random_networks import Network, RandomNetwork, networks
+from tests.random_networks import SETTINGS, Network, RandomNetwork, networks
 from tvm_dynprune.frontend.exported import from_exported
 from tvm_dynprune.passes import pipeline
 from tvm_dynprune.passes.expose_gates import gate_infos
 
 TOLERANCE = 1e-4  # of the output's scale
-SETTINGS = {
-    "derandomize": True,
-    "database": None,
-    "deadline": None,
-    "suppress_health_check": [HealthCheck.too_slow],
-}
 
 
 def check(specification: Network) -> None:

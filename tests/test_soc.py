@@ -16,6 +16,7 @@ from tvm_dynprune.soc import (
     count_cores,
     detect_host,
     hidden_x86_features,
+    in_precision,
     list_socs,
     load_soc,
     missing_here,
@@ -334,3 +335,13 @@ def test_a_processor_that_llvm_does_not_know_is_an_error(profile):
     soc = read_profile(profile(PROFILE.replace("cortex-a53", "cortex-z99")))
     with pytest.raises(SocError, match=r"board: LLVM \d+ knows no processor 'cortex-z99'"):
         soc.tvm_target()
+
+
+def test_float16_is_for_who_computes_in_it() -> None:
+    pi5 = load_soc("raspberry-pi-5")
+    assert in_precision(pi5, "float32") == pi5
+    assert in_precision(pi5, "float16") == dataclasses.replace(pi5, lanes=8)
+    with pytest.raises(SocError, match="raspberry-pi-4 has no float16 arithmetic"):
+        in_precision(load_soc("raspberry-pi-4"), "float16")
+    with pytest.raises(SocError, match="precision fp16: float32 or float16"):
+        in_precision(pi5, "fp16")

@@ -35,13 +35,6 @@ def checked_lowering(name: str) -> str:
     return name
 
 
-def checked_precision(name: str) -> str:
-    """Return the name of a precision if there is such."""
-    if name not in ("float32", "float16"):
-        raise UserError(f"--precision {name}: float32 or float16")
-    return name
-
-
 def tuned_kernels(log: Path | None, soc: Any, lowering: str) -> dict[str, Any] | None:
     """Return what a tuning log says of kernels on a SoC; None without a log."""
     if log is None:

@@ -42,7 +42,7 @@ from tvm_dynprune.runtime.artifact import (
 from tvm_dynprune.runtime.calibration import Calibration
 from tvm_dynprune.runtime.session import Session
 from tvm_dynprune.runtime.weights import write_weights
-from tvm_dynprune.soc import Soc, in_float16, load_soc, missing_here, required_features
+from tvm_dynprune.soc import Soc, in_precision, load_soc, missing_here, required_features
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def compile(
     LogError
         `tuned` has none of the network's kernels.
     SocError
-        "float16" for a SoC that does not compute in it.
+        The SoC does not compute in that precision, or there is no such.
     UnusableGateError
         Under `strict`; the message names the layer and the reason.
     OutputExistsError
@@ -108,7 +108,7 @@ def compile(
     out = Path(out)
     refuse_existing(out, force=force)
     linker = _linker(soc)
-    layout = in_float16(soc) if precision == "float16" else soc
+    layout = in_precision(soc, precision)
     with pipeline.pass_context(dump_ir, timer):
         simplified = tvm.transform.Sequential(pipeline.simplify_passes())(model.mod)
         unused = _unused_gates(simplified, strict=strict)

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.passes.util import run
 from tvm_dynprune.frontend.model import load_model
-from tvm_dynprune.frontend.onnx_float32 import in_float32
+from tvm_dynprune.frontend.onnx_float32 import use_float32
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.standard_normal((4, 3, 3, 3))
@@ -63,7 +63,9 @@ def test_graphs_within_nodes_too() -> None:
     )
     choice = helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
     outer = helper.make_graph([choice], "outer", [], [])
-    (node,) = in_float32(helper.make_model(outer)).graph.node
+    model = helper.make_model(outer)
+    use_float32(model)
+    (node,) = model.graph.node
     for attribute in node.attribute:
         assert attribute.g.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
         value = attribute.g.node[0].attribute[0].t

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 import tvm
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from tvm import relax
 from tvm.script import ir as I, relax as R, tirx as T
 
 from tests.kernels.util import quick_host
 from tests.linked import virtual_machine
 from tests.passes.util import assert_pass
-from tests.random_networks import Network, RandomNetwork, networks
+from tests.random_networks import SETTINGS, Network, RandomNetwork, networks
 from tvm_dynprune.errors import NotLoweredError
 from tvm_dynprune.frontend.exported import from_exported
 from tvm_dynprune.passes import pipeline
@@ -115,14 +115,6 @@ def network(
         return [o.numpy() for o in ([outputs] if hasattr(outputs, "numpy") else outputs)]
 
     return call
-
-
-SETTINGS = {
-    "derandomize": True,
-    "database": None,
-    "deadline": None,
-    "suppress_health_check": [HealthCheck.too_slow],
-}
 
 
 @settings(max_examples=3, **SETTINGS)

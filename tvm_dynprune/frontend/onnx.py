@@ -16,7 +16,7 @@ from tvm.relax.frontend.onnx import from_onnx as _import
 from tvm_dynprune.errors import ModelError
 from tvm_dynprune.frontend.layers import check_finite, name_convolutions
 from tvm_dynprune.frontend.names import CLASSES_KEY
-from tvm_dynprune.frontend.onnx_float32 import in_float32
+from tvm_dynprune.frontend.onnx_float32 import use_float32
 from tvm_dynprune.frontend.reference_pools import AveragePool, MaxPool
 from tvm_dynprune.frontend.simplify_onnx import fold_shapes, with_recent_opset
 
@@ -48,7 +48,8 @@ def _read(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: not a readable ONNX file ({_first_line(error)})") from error
     if not model.graph.node:  # protobuf takes an empty file for an empty model
         raise ModelError(f"{path}: not a readable ONNX file (it holds no network)")
-    return with_recent_opset(in_float32(model))
+    use_float32(model)
+    return with_recent_opset(model)
 
 
 def _to_relax(path: Path, model: onnx.ModelProto, batch: int | None) -> tvm.IRModule:

@@ -12,16 +12,13 @@ _FLOAT = onnx.TensorProto.FLOAT
 _HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
-def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with float32 for every float16 and bfloat16, inputs and outputs included.
+def use_float32(model: onnx.ModelProto) -> None:
+    """Change the model: float32 for every float16 and bfloat16, inputs and outputs included.
 
     What was rounded to half precision stays so: weights. What would be rounded when it is computed
     is not.
     """
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    _convert_graph(changed.graph)
-    return changed
+    _convert_graph(model.graph)
 
 
 def _convert_graph(graph: onnx.GraphProto) -> None:

@@ -90,7 +90,6 @@ class _Float16:
                 offset_factor=ty.offset_factor,
                 layout=ty.layout,
             )
-            self.kept.add(self.buffers[var])
         return self.buffers[var]
 
     def _load(self, load: TensorLoad) -> Expr:

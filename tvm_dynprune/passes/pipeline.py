@@ -200,7 +200,7 @@ def build_apart(
 ) -> tuple[relax.VMExecutable, list[np.ndarray]]:
     """Compile what `optimize` returned; its functions take the weights as their last argument.
 
-    For "float16" the layout of `mod` has to be that of `in_float16(soc)`.
+    For "float16" the layout of `mod` has to be that of `in_precision`.
 
     Raises
     ------

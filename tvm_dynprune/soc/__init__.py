@@ -8,7 +8,7 @@ stands for the machine this runs on, and is found out when asked for.
 from tvm_dynprune.soc.features import (
     absent_features as absent_features,
     hidden_x86_features as hidden_x86_features,
-    in_float16 as in_float16,
+    in_precision as in_precision,
     missing_here as missing_here,
     missing_on as missing_on,
     required_features as required_features,

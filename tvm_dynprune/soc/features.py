@@ -49,14 +49,18 @@ def required_features(soc: Soc) -> list[str]:
     return [feature for feature in X86_FEATURES if feature in available]
 
 
-def in_float16(soc: Soc) -> Soc:
-    """The SoC as kernels in half precision see it: a vector has twice the lanes.
+def in_precision(soc: Soc, precision: str) -> Soc:
+    """The SoC as kernels of a precision see it: vectors of float16 have twice the lanes.
 
     Raises
     ------
     SocError
-        It does not compute in float16.
+        It does not compute in that precision, or there is no such.
     """
+    if precision == "float32":
+        return soc
+    if precision != "float16":
+        raise SocError(f"precision {precision}: float32 or float16")
     if "asimdhp" not in required_features(soc):
         raise SocError(
             f"SoC {soc.name} has no float16 arithmetic (asimdhp), or its profile does not say so; "
