@@ -263,6 +263,33 @@ def test_a_kernel_pools_what_it_computes(lowering, poolings, algorithm):
     assert len([name for name in names if name.startswith("global_average")]) == poolings
 
 
+def widened(g: Graph, x, *, also_added: bool = False):
+    """An inverted residual's first two layers on a gated map, and a pooled stem's."""
+    gated = g.gate(x, 64, 8, name="a")
+    wide = g.times(g.relu(g.conv(x, 64, 1, name="wide", bias=True)), gated)
+    y = g.times(g.relu(g.depthwise(wide, bias=True)), gated)
+    if also_added:
+        y = g.add(y, wide)
+    y = g.relu(g.conv(y, 64, name="stem"))
+    return g.conv(g.emit(op.nn.max_pool2d(y, (3, 3), (2, 2), (1, 1))), 8, 1, name="last")
+
+
+@pytest.mark.parametrize(
+    ("also_added", "lowering", "together"),
+    [(False, "dense", 2), (False, "indexed", 2), (False, "if", 0), (True, "indexed", 1)],
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_large_map_that_a_window_reads_is_never_in_memory(also_added, lowering, together, batch):
+    shape = (batch, 16, 50, 48)
+    graph = Graph.build(lambda g, x: widened(g, x, also_added=also_added), shape)
+    x = np.random.default_rng(batch).standard_normal(shape).astype("float32")
+    mod = lowered(graph, lowering)
+    kernels = called(mod)
+    assert sum("_depthwise_conv2d" in k or "_max_pool2d" in k for k in kernels) == together
+    for got, wanted in zip(results(machine(mod), x), run(graph, x), strict=True):
+        assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
 def test_a_deep_network_of_elementwise_steps_is_no_deep_recursion():
     def body(g, x):
         for _ in range(400):

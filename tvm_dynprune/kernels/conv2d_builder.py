@@ -106,6 +106,11 @@ class Conv2dBuilder:
         if spec.visit in ("blocks", "gather"):
             length = y.blocks if spec.visit == "blocks" else y.channels
             self.list_out, self.count_out = list_arguments("out", y.batch, length)
+        self.declare_result()
+
+    def declare_result(self) -> None:
+        """Declare the parameters from y on."""
+        spec, y = self.spec, self.spec.y
         whole = y.argument("y")
         if spec.visit == "group":
             self.group = T.cast(T.arg("group", T.int64()), "int32")
@@ -248,14 +253,17 @@ class Conv2dBuilder:
 
         `number` is its position in what is `summed`.
         """
-        y = self.spec.y
         value = self.epilogue(
             value, n, block, lane, row, column, lambda: self._scale(n, block * self.lanes + lane)
         )
-        at = [n, block, row + y.halo, column + y.halo, lane]
+        at = [*self.pixel(n, block, row, column, number), lane]
         T.buffer_store(self.y, value, at)
         if self.spec.pools:
             self.pooling.add(self.y[tuple(at)], lane, number)
+
+    def pixel(self, n, block, row, column, _number: int) -> tuple:
+        """Where in y a pixel of a block is."""
+        return n, block, row + self.spec.y.halo, column + self.spec.y.halo
 
     def _scale(self, n, channel):
         """The gate's value; a padded lane reads the last channel's, and nobody reads the lane."""

@@ -51,11 +51,14 @@ def pack_direct_weight(weight: np.ndarray, spec: Conv2d) -> np.ndarray:
 
 def direct_conv2d(spec: Conv2d) -> tirx.PrimFunc:
     """Build the kernel; its parameters are those of `Conv2dBuilder`, the input is x."""
-    return _Builder(spec).build()
+    return DirectBuilder(spec).build()
 
 
-class _Builder(GatheredSums):
+class DirectBuilder(GatheredSums):
+    """A builder of direct convolutions."""
+
     def declare_input(self) -> None:
+        """Declare x and weight."""
         self.x = self.spec.x.argument("x")
         self.weight = T.arg("weight", T.buffer(direct_weight_shape(self.spec), "float32"))
 
@@ -83,6 +86,7 @@ class _Builder(GatheredSums):
 
     @property
     def parts(self) -> int:
+        """Parts of a plane that threads can compute apart."""
         rows = sum(tile.row_count for tile in self.tiles)
         if self.by_part:
             return min(rows, -(-_bytes(self.spec.x) // _PART_BYTES))
@@ -91,6 +95,7 @@ class _Builder(GatheredSums):
         return min(_MOST_PARTS, rows) if few else 1
 
     def some_blocks(self, n, blocks: list, following: list, part: Part) -> None:
+        """Emit some vectors of neighbouring output channels, a part of the pixels."""
         spec = self.spec
 
         def weight(step: Step, k: int, v):
@@ -116,4 +121,8 @@ class _Builder(GatheredSums):
             self.sum_pixels(n, part, sums)
         with part.first():
             for block in blocks:
-                zero_halo(self.y, spec.y, n, block)
+                self.zero_halo(n, block)
+
+    def zero_halo(self, n, block) -> None:
+        """Emit the halo of a block."""
+        zero_halo(self.y, self.spec.y, n, block)

@@ -71,7 +71,9 @@ class Chunk:
 
 
 class DirectSums(Conv2dBuilder):
-    """A builder with `sum_pixels`, of the input x."""
+    """A builder with `sum_pixels`, of the input x; `first_row` is that of the convolution in y."""
+
+    first_row: Any = 0
 
     @property
     def tiles(self) -> list[Tile]:
@@ -283,6 +285,7 @@ class DirectSums(Conv2dBuilder):
     def place(self, n, step: Step, row, column) -> tuple:
         """Where in x the element is that a step multiplies for a pixel."""
         spec = self.spec
+        row = row + self.first_row
         h = row * spec.stride[0] + step.kh * spec.dilation[0] + (spec.x.halo - spec.pad[0])
         w = column * spec.stride[1] + step.kw * spec.dilation[1] + (spec.x.halo - spec.pad[1])
         return n, step.block, h, w, step.lane

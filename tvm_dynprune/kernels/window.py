@@ -5,21 +5,23 @@ They visit all blocks of channels, or those that a list names. Vectorised over t
 block, a row of accumulators at a time.
 """
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder, tirx as T
+from tvm.tirx import Buffer
 
 from tvm_dynprune.kernels.activation import Activation, Formula, factor_rows
 from tvm_dynprune.kernels.feature_map import FeatureMap, zero_block, zero_halo
 from tvm_dynprune.kernels.open_list import list_arguments
 from tvm_dynprune.kernels.pooling import Pooling
 from tvm_dynprune.kernels.registers import registers
-from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Tile, tile_size, tiles
+from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, Tile, tile_size, tiles
 
 _LOWEST = float(np.finfo("float32").min)
 
@@ -70,80 +72,117 @@ def window(spec: Window) -> tirx.PrimFunc:
     (blocks * lanes,)], [factors (factors, blocks * lanes)], [scale (N, C, 1, 1)], [list_out
     (N, blocks) int32, count_out (N,) int32], y, [pool (N, blocks, 1, 1, lanes)].
     """
-    return _Builder(spec).build()
+    y = spec.y
+
+    def halo_row(row):
+        return row + spec.x.halo
+
+    with IRBuilder() as builder:
+        with T.prim_func():
+            T.func_attr({"tirx.noalias": True})
+            x, rows = spec.x.argument("x"), WindowRows(spec)
+            rows.declare_values()
+            lists = list_arguments("out", y.batch, y.blocks) if spec.listed else None
+            rows.declare_result(parts=1)
+            with T.serial(0, y.batch) as n:
+                with T.parallel(0, lists[1][n] if lists else y.blocks) as position:
+                    block = lists[0][n, position] if lists else position
+                    with rows.pooling.mean(n, block) if spec.pools else nullcontext():
+                        rows.compute(n, block, Source(x, (n, block), halo_row), Strip(0, y.height))
+                    zero_halo(rows.y, y, n, block)
+                if lists:
+                    rows.close(n, *lists)
+    return builder.get()
+
+
+class Source(NamedTuple):
+    """Where a block of x is: in which buffer, at which first indices, and each row of it."""
+
+    buffer: Buffer
+    at: tuple
+    row: Callable[[Any], Any]
+
+
+class Strip(NamedTuple):
+    """Rows of the result: all of them where they start at the number 0."""
+
+    row: Any
+    rows: int
 
 
 class _Region(NamedTuple):
     """Rows or columns of the result, and whether their windows have to be clamped into x."""
 
-    start: int
+    start: Any
     size: int
     clamps: bool
 
 
-class _Builder:
+class WindowRows:
+    """The parts of a kernel that computes `spec`, rows of a block at a time."""
+
     def __init__(self, spec: Window) -> None:
         self.spec = spec
         self.lanes = spec.y.lanes
 
-    def build(self) -> tirx.PrimFunc:
+    def declare_values(self, prefix: str = "") -> None:
+        """Declare the parameters weight, bias, factors and scale, those that there are."""
         spec, y = self.spec, self.spec.y
-        with IRBuilder() as builder:
-            with T.prim_func():
-                T.func_attr({"tirx.noalias": True})
-                self._declare()
-                with T.serial(0, y.batch) as n:
-                    if not spec.listed:
-                        with T.parallel(0, y.blocks) as block:
-                            self._block(n, block)
-                    else:
-                        with T.parallel(0, self.count_out[n]) as position:
-                            self._block(n, self.list_out[n, position])
-                    if spec.listed and spec.fill:
-                        with T.parallel(self.count_out[n], y.blocks) as position:
-                            zero_block(self.y, y, n, self.list_out[n, position])
-                    if spec.listed and spec.pools:
-                        with T.serial(self.count_out[n], y.blocks) as position:
-                            block = self.list_out[n, position]
-                            self.pooling.write(n, block, lambda _v: T.float32(0))
-        return builder.get()
 
-    def _declare(self) -> None:
-        spec, y = self.spec, self.spec.y
-        self.x = spec.x.argument("x")
+        def declare(name: str, *shape: int) -> Buffer:
+            return T.arg(prefix + name, T.buffer(shape, "float32"))
+
         if spec.kind == "depthwise":
-            shape = (y.blocks, *spec.kernel, self.lanes)
-            self.weight = T.arg("weight", T.buffer(shape, "float32"))
+            self.weight = declare("weight", y.blocks, *spec.kernel, self.lanes)
         if spec.bias:
-            self.bias = T.arg("bias", T.buffer((y.blocks * self.lanes,), "float32"))
+            self.bias = declare("bias", y.blocks * self.lanes)
         if spec.factors:
-            shape = spec.factors, y.blocks * self.lanes
-            self.factors = T.arg("factors", T.buffer(shape, "float32"))
+            self.factors = declare("factors", spec.factors, y.blocks * self.lanes)
         if spec.scale:
-            self.scale = T.arg("scale", T.buffer((y.batch, y.channels, 1, 1), "float32"))
-        if spec.listed:
-            self.list_out, self.count_out = list_arguments("out", y.batch, y.blocks)
+            self.scale = declare("scale", y.batch, y.channels, 1, 1)
+
+    def declare_result(self, parts: int) -> None:
+        """Declare y and pool, the last parameters; threads compute `parts` of a plane apart."""
+        y = self.spec.y
         whole = y.argument("y")
-        if spec.pools:
-            self.pooling = Pooling(y, 1)
+        if self.spec.pools:
+            self.pooling = Pooling(y, parts)
         self.y = y.part_of(whole)
-        if spec.pools:
+        if self.spec.pools:
             self.pooling.begin()
 
-    def _block(self, n, block) -> None:
-        with self.pooling.mean(n, block) if self.spec.pools else nullcontext():
-            self._plane(n, block)
-        zero_halo(self.y, self.spec.y, n, block)
-
-    def _plane(self, n, block) -> None:
-        for rows, columns in product(self._regions(0), self._regions(1)):
+    def compute(self, n, block, source: Source, strip: Strip, number: int = 0) -> None:
+        """Emit some rows of a block; `number` is its position in what is summed for `pool`."""
+        for rows, columns in product(self._row_regions(strip), self._regions(1)):
             clamps = (rows.clamps, columns.clamps)
             size = tile_size(rows.size, columns.size, self.spec.registers - SPARE_REGISTERS)
             for tile in tiles(rows.size, columns.size, size):
                 with T.grid(tile.row_count, tile.column_count) as (i, j):
                     row = rows.start + tile.row + i * tile.height
                     column = columns.start + tile.column + j * tile.width
-                    self._tile(n, block, tile, row, column, clamps)
+                    at = (row, column)
+                    acc = self._sums(block, source, tile, at, clamps)
+                    self._store(acc, n, block, tile, at, number)
+
+    def summed(self, blocks: list, part: Part) -> AbstractContextManager[None]:
+        """What is computed of these blocks meanwhile is summed, where the spec `pools`."""
+        return self.pooling.sums(blocks, part) if self.spec.pools else nullcontext()
+
+    def close(self, n, list_out: Buffer, count_out: Buffer) -> None:
+        """Emit what the blocks past the open ones of a list hold, and their means."""
+        blocks = self.spec.y.blocks
+        if self.spec.fill:
+            with T.parallel(count_out[n], blocks) as position:
+                zero_block(self.y, self.spec.y, n, list_out[n, position])
+        if self.spec.pools:
+            with T.serial(count_out[n], blocks) as position:
+                self.pooling.write(n, list_out[n, position], lambda _v: T.float32(0))
+
+    def _row_regions(self, strip: Strip) -> list[_Region]:
+        if isinstance(strip.row, int) and strip.rows == self.spec.y.height:
+            return self._regions(0)
+        pads = self.spec.kind == "max" and any(region.clamps for region in self._regions(0))
+        return [_Region(strip.row, strip.rows, pads)]
 
     def _regions(self, axis: int) -> list[_Region]:
         """Rows or columns of the result, those apart whose windows reach out of x."""
@@ -162,9 +201,12 @@ class _Builder:
         ]
         return [region for region in regions if region.size]
 
-    def _tile(self, n, block, tile: Tile, row, column, clamps: tuple[bool, bool]) -> None:
-        spec, pixels = self.spec, tile.height * tile.width
-        acc = registers(pixels, lanes=self.lanes)
+    def _sums(
+        self, block, source: Source, tile: Tile, at: tuple, clamps: tuple[bool, bool]
+    ) -> np.ndarray:
+        """Accumulators of a tile's pixels, the first of which is `at` (row, column)."""
+        spec = self.spec
+        acc = registers(tile.height * tile.width, lanes=self.lanes)
         for one in acc:
             with T.vectorized(0, self.lanes) as v:
                 start = T.float32(_LOWEST if spec.kind == "max" else 0)
@@ -172,18 +214,23 @@ class _Builder:
                 T.buffer_store(one, value, [v])
         with T.serial(0, spec.kernel[0]) as i:
             for t, j in self._by_input(tile):
-                at = (row + t // tile.width, column + t % tile.width)
+                pixel = (at[0] + t // tile.width, at[1] + t % tile.width)
+                row, column = self._position(pixel, i, j, clamps)
                 with T.vectorized(0, self.lanes) as v:
-                    x = self.x[(n, block, *self._position(at, i, j, clamps), v)]
+                    x = source.buffer[(*source.at, source.row(row), column + spec.x.halo, v)]
                     T.buffer_store(acc[t], self._step(acc[t][v], x, block, i, j, v), [v])
-        for t in range(pixels):
-            r, c = row + t // tile.width, column + t % tile.width
+        return acc
+
+    def _store(self, acc: np.ndarray, n, block, tile: Tile, at: tuple, number: int) -> None:
+        halo = self.spec.y.halo
+        for (i, j), one in zip(tile.pixels, acc, strict=True):
+            r, c = at[0] + i, at[1] + j
             with T.vectorized(0, self.lanes) as v:
-                value = self._finish(acc[t][v], n, block * self.lanes + v, r, c)
-                place = [n, block, r + spec.y.halo, c + spec.y.halo, v]
+                value = self._finish(one[v], n, block * self.lanes + v, r, c)
+                place = [n, block, r + halo, c + halo, v]
                 T.buffer_store(self.y, value, place)
-                if spec.pools:
-                    self.pooling.add(self.y[tuple(place)], v)
+                if self.spec.pools:
+                    self.pooling.add(self.y[tuple(place)], v, number)
 
     def _by_input(self, tile: Tile) -> list[tuple[int, int]]:
         """(pixel, column of the window), such that all that read an input follow each other."""
@@ -208,7 +255,7 @@ class _Builder:
                 first = tirx.min(tirx.floormod(position, step), size - 1)
                 last = size - 1 - tirx.floormod(size - 1 - position, step)
                 position = tirx.max(first, tirx.min(position, last))
-            result.append(position + spec.x.halo)
+            result.append(position)
         return result
 
     def _step(self, acc, x, block, i, j, v):

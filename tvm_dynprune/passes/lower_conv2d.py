@@ -68,7 +68,7 @@ def lower_conv2d(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
     if spec.visit != "all":
         unit = spec.y.lanes if spec.visit == "blocks" else 1
         lists_out = emitter.open_list(composite.arguments["open_out"], unit)
-    convolution, arguments = _convolution(emitter, composite, spec, lists_in)
+    convolution, arguments = convolution_with_arguments(emitter, composite, spec, lists_in)
     name, arguments = f"conv2d_{composite.layer}", [*arguments, *lists_out]
     if str(composite.attribute("lowering")) == "if" and composite.attribute("block") == "last":
         branch = emitter.computation(var, convolution.kernel, name, arguments)
@@ -109,7 +109,7 @@ def can_pool(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> bool
     return Convolution(spec).can_pool
 
 
-def _convolution(
+def convolution_with_arguments(
     emitter: KernelEmitter, composite: CompositeCall, spec: Conv2d, lists_in: list[Expr]
 ) -> tuple[Convolution, list[Expr]]:
     """The chosen algorithm, and its kernel's arguments up to the list of outputs."""
@@ -196,7 +196,7 @@ def _conditional(emitter: KernelEmitter, var: Var, composite: CompositeCall, spe
     groups = -(-spec.y.blocks // spec.group_blocks)
     decision = _decisions(emitter, composite, spec.group_blocks * spec.y.lanes)
     y = emitter.compute(var, *_closed(emitter, composite, spec))
-    convolution, arguments = _convolution(emitter, composite, spec, [])
+    convolution, arguments = convolution_with_arguments(emitter, composite, spec, [])
     global_var = emitter.add(convolution.kernel, f"conv2d_{composite.layer}")
     for group in range(groups):
         condition = decision(group)

@@ -31,6 +31,7 @@ from tvm_dynprune.passes.conv2d_spec import KernelTarget
 from tvm_dynprune.passes.dataflow import Functions, operands, result_of, shape_of, substitute
 from tvm_dynprune.passes.layout_plan import LayoutPlan, tensor
 from tvm_dynprune.passes.lower_conv2d import can_pool, lower_conv2d
+from tvm_dynprune.passes.lower_conv2d_window import inner_convolutions, lower_conv2d_window
 from tvm_dynprune.passes.lower_group_norm import lower_group_norm
 from tvm_dynprune.passes.lower_layer_norm import lower_layer_norm
 from tvm_dynprune.passes.lower_resize2d import lower_resize2d
@@ -94,6 +95,7 @@ class KernelEmitter:
     ) -> None:
         self.builder, self.func, self.target = builder, func, target
         self.plan = LayoutPlan(func, functions, target.lanes)
+        self._inner = inner_convolutions(self.plan, target)
         self._blocked: dict[Var, Var] = {}
         self._plain: dict[Var, Expr] = {var: var for var in func.params}
         self._lists: dict[tuple[Var, int], list[Expr]] = {}
@@ -125,8 +127,11 @@ class KernelEmitter:
         composite = self.plan.composites.get(var)
         self._layer = "" if composite is None else composite.layer
         self._decides = self.plan.decides(var)
-        if var in self._blocked:
-            pass  # what computed its operands, or another result of theirs, computed it too
+        if var in self._blocked or any(var.same_as(inner) for inner in self._inner.values()):
+            pass  # what computes its operands, another result of theirs, or its reader does it too
+        elif composite is not None and var in self._inner:
+            self._layer = self.plan.composites[self._inner[var]].layer
+            self._blocked[self.plan.holder(var)] = lower_conv2d_window(self, var, composite)
         elif composite is not None:
             self._blocked[self.plan.holder(var)] = _LOWER[composite.kind](self, var, composite)
         elif var in self.plan.blocked:

@@ -29,30 +29,44 @@ WINDOWS = {
 
 def lower_window(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Var:
     """Emit what treats each channel alone; returns its blocked result."""
+    spec = window_spec(emitter, var, composite)
+    arguments = [
+        emitter.blocked(composite.arguments["x"]),
+        *window_values(emitter, composite, spec),
+        *open_blocks(emitter, composite),
+    ]
+    return emitter.compute(var, window(spec), f"{composite.kind}_{composite.layer}", arguments)
+
+
+def window_spec(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> Window:
+    """What the kernel computes."""
     attrs, given, plan = composite.operator.attrs, composite.arguments, emitter.plan
     steps = [step for step in composite.epilogue if step not in ("bias", "scale")]
-    lists = open_blocks(emitter, composite)
-    weight = _weight(composite)
-    kernel = _pair(attrs.pool_size) if weight is None else weight.shape[2:]
+    weight, listed = _weight(composite), goes_by_blocks(composite)
     has_steps = composite.kind != "affine"
-    spec = Window(
+    return Window(
         kind=WINDOWS[composite.kind],
         x=plan.feature_map(given["x"]),
         y=plan.feature_map(var),
-        kernel=kernel,
+        kernel=_pair(attrs.pool_size) if weight is None else weight.shape[2:],
         stride=_pair(attrs.strides) if has_steps else (1, 1),
         pad=_pair(attrs.padding) if has_steps else (0, 0),
         dilation=_pair(attrs.dilation) if has_steps else (1, 1),
         bias="bias" in given,
         after=parse_activation(steps[0]) if steps else None,
-        scale="scale" in given and not _is_settled(composite, plan.lanes, lists),
+        scale="scale" in given and not (listed and _is_settled(composite, plan.lanes)),
         count_padding=bool(getattr(attrs, "count_include_pad", False)),
-        listed=bool(lists),
+        listed=listed,
         fill=plan.fills(var),
         pools=emitter.pooling(var) is not None,
         registers=emitter.target.registers,
     )
-    arguments: list[Expr] = [emitter.blocked(given["x"])]
+
+
+def window_values(emitter: KernelEmitter, composite: CompositeCall, spec: Window) -> list[Expr]:
+    """The kernel's arguments weight, bias, factors and scale, those that there are."""
+    given, weight = composite.arguments, _weight(composite)
+    arguments: list[Expr] = []
     if weight is not None:
         arguments.append(relax.const(pack_depthwise_weight(weight, spec)))
     if spec.bias:
@@ -61,8 +75,7 @@ def lower_window(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
         arguments.append(relax.const(pack_factors(composite.factors, spec.y)))
     if spec.scale:
         arguments.append(emitter.plain(given["scale"]))
-    name = f"{composite.kind}_{composite.layer}"
-    return emitter.compute(var, window(spec), name, [*arguments, *lists])
+    return arguments
 
 
 def _weight(composite: CompositeCall) -> np.ndarray | None:
@@ -84,15 +97,20 @@ def lower_global_average(emitter: KernelEmitter, var: Var, composite: CompositeC
 
 def open_blocks(emitter: KernelEmitter, composite: CompositeCall) -> list[Expr]:
     """Block list and counts, where the kernel goes by them."""
-    if str(composite.attribute("lowering")) != "indexed" or "open_out" not in composite.arguments:
+    if not goes_by_blocks(composite):
         return []
     return emitter.open_list(composite.arguments["open_out"], emitter.plan.lanes)
 
 
-def _is_settled(composite: CompositeCall, lanes: int, lists: list[Expr]) -> bool:
-    """Whether going by the list has already done what the mask would do."""
+def goes_by_blocks(composite: CompositeCall) -> bool:
+    """Whether the kernel of what treats each channel alone visits a list of blocks."""
+    return str(composite.attribute("lowering")) == "indexed" and "open_out" in composite.arguments
+
+
+def _is_settled(composite: CompositeCall, lanes: int) -> bool:
+    """Whether going by a list does what the mask would do."""
     aligned = int(composite.attribute("open_unit")) % lanes == 0
-    return bool(lists) and aligned and bool(composite.attribute("binary_scale", 0))
+    return aligned and bool(composite.attribute("binary_scale", 0))
 
 
 def _pair(values: object) -> tuple[int, int]:
