@@ -8,10 +8,12 @@ from tvm.script import tirx as T
 
 from tests.kernels.util import compiled
 from tvm_dynprune.kernels.conv2d import Conv2d
+from tvm_dynprune.kernels.conv2d_window import Conv2dWindow, conv2d_window
 from tvm_dynprune.kernels.direct_conv2d import direct_conv2d, pack_direct_weight
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.float16 import in_float16
 from tvm_dynprune.kernels.global_average import GlobalAverage, global_average
+from tvm_dynprune.kernels.window import Window
 
 LANES = 8
 
@@ -90,6 +92,14 @@ def test_convolution(channels: int) -> None:
     compiled(in_float16(kernel, {0, 1, 2}))(*(a.astype("float16") for a in arrays), half)
     error = np.abs(half.astype("float32") - single).max()
     assert 0 < error <= 5e-3 * np.abs(single).max()
+
+
+def test_what_only_a_kernel_reads_is_in_float16() -> None:
+    x, between = FeatureMap(1, 16, 9, 7, LANES), FeatureMap(1, 16, 9, 7, LANES)
+    conv2d = Conv2d(x, between, (1, 1), (1, 1), (0, 0), (1, 1))
+    pooling = Window("max", between, FeatureMap(1, 16, 4, 3, LANES), (3, 3), (2, 2), (0, 0))
+    kernel = in_float16(conv2d_window(Conv2dWindow(conv2d, pooling)), {0, 1, 2})
+    assert "float32" not in kernel.script()
 
 
 def test_what_it_is_called_with_has_its_types() -> None:
