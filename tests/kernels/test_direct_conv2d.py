@@ -24,7 +24,7 @@ from tests.kernels.util import (
 )
 from tests.pairwise import pairwise
 from tvm_dynprune.kernels.activation import Activation, Formula
-from tvm_dynprune.kernels.channel_groups import merge_weight, merged_groups
+from tvm_dynprune.kernels.channel_groups import grouped_weight, groups_or_run, merged_groups
 from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels, pack_factors
 from tvm_dynprune.kernels.conv2d_closed import conv2d_closed
 from tvm_dynprune.kernels.direct_conv2d import direct_conv2d, pack_direct_weight
@@ -88,6 +88,7 @@ class Case:
         height = (h + top + bottom - self.dilation[0] * (kh - 1) - 1) // self.stride[0] + 1
         width = (w + left + right - self.dilation[1] * (kw - 1) - 1) // self.stride[1] + 1
         y = FeatureMap(self.batch, self.c_out, height, width, self.lanes, self.y_halo)
+        groups, run = groups_or_run(self.groups, self.c_in, self.c_out, self.lanes)
         return Conv2d(
             x=FeatureMap(self.batch, self.c_in, h, w, self.lanes, max(self.pad)),
             y=y,
@@ -113,7 +114,8 @@ class Case:
             registers=self.registers,
             by_lane=self.by_lane,
             permutes=permutes(self.lanes) if self.permutes else "",
-            groups=merged_groups(self.groups, self.c_in, self.c_out, self.lanes),
+            groups=groups,
+            run=run,
         )
 
 
@@ -139,7 +141,7 @@ class Convolution:
         x = self.x.copy()
         if case.open_in:
             x[~open_in] = np.nan  # a closed channel may hold anything
-        weight = merge_weight(self.weight, case.groups, spec.groups)
+        weight = grouped_weight(self.weight, case.groups, spec.groups, spec.run)
         arguments = [blocked(x, spec.x), pack_direct_weight(weight, spec)]
         arguments += [pack_channels(self.bias, spec.y)] if case.bias else []
         arguments += [pack_factors(self.factors[: spec.factors], spec.y)] if spec.factors else []
@@ -338,7 +340,14 @@ def test_channels_by_chunks_with_few_registers(c_in, unit_in, open_in, size, vis
 
 @pytest.mark.parametrize(
     *pairwise(
-        groups__c_in__c_out=[(4, 32, 64), (2, 16, 48), (8, 32, 16), (3, 48, 48), (5, 20, 30)],
+        groups__c_in__c_out=[
+            (4, 32, 64),
+            (2, 16, 48),
+            (8, 32, 16),
+            (3, 48, 48),
+            (5, 20, 30),
+            (7, 28, 35),
+        ],
         visit=["all", "blocks", "group"],
         size=[(2, 2), (6, 7)],
         registers__by_lane=[(16, False), (32, False), (32, True)],

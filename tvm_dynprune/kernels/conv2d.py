@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tvm_dynprune.kernels.activation import Activation, Formula, factor_rows
+from tvm_dynprune.kernels.channel_groups import Run
 from tvm_dynprune.kernels.feature_map import FeatureMap
 from tvm_dynprune.kernels.reduction import Reduction
 from tvm_dynprune.kernels.schedule import Schedule
@@ -38,6 +39,7 @@ class Conv2d:
     `pools` adds a second result, the mean of each channel of y; closed ones have that of their fill
     or 0. `in_place` writes y over the residual, whose closed channels so stay what they are.
     Of several `groups` of channels each reads its own only; they are whole blocks on both sides.
+    With a `run` each block of output channels reads some of the input's instead.
     """
 
     x: FeatureMap
@@ -59,6 +61,7 @@ class Conv2d:
     pools: bool = False
     in_place: bool = False
     groups: int = 1
+    run: Run | None = None
     schedule: Schedule = field(default_factory=Schedule)
     registers: int = 32
     by_lane: bool = False
@@ -74,7 +77,8 @@ class Conv2d:
         """The loops of a direct convolution over input channels and window."""
         pixels = self.y.height * self.y.width
         sides = self.x, self.kernel, pixels, self.open_in, self.unit_in
-        return Reduction(*sides, few_registers=self.few_registers, groups=self.groups)
+        run = self.run.channels if self.run else 0
+        return Reduction(*sides, few_registers=self.few_registers, groups=self.groups, run=run)
 
     @property
     def few_registers(self) -> bool:
@@ -100,6 +104,8 @@ class Conv2d:
 
         In several groups they are of one, also where a list leaves out some.
         """
+        if self.run is not None:
+            return 1
         if self.groups == 1:
             return min(most, self.y.blocks)
         blocks = 1 if self.visit == "blocks" else self.y.blocks // self.groups

@@ -28,12 +28,6 @@ def ask_for(buffer: Buffer, at: tuple) -> None:
     T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))
 
 
-def repeated_lanes(buffer: Buffer, at: tuple, count: int, lanes: int) -> list:
-    """Each of `count` elements from `at` on as a vector of `lanes` times itself; one load."""
-    vector = buffer[(*at, T.Ramp(0, 1, count))]
-    return [tirx.Shuffle([vector], [element] * lanes) for element in range(count)]
-
-
 class Conv2dBuilder:
     """The parts of a convolution kernel that do not depend on how it convolves.
 

@@ -81,6 +81,8 @@ class DirectBuilder(GatheredSums):
         """
         spec = self.spec
         c_in, c_out = spec.x.channels // spec.groups, spec.y.channels
+        if spec.run is not None:
+            return False
         is_large = _bytes(spec.x) > _NEAR_BYTES and 4 * c_in * c_out <= _NEAR_BYTES
         return is_large and spec.kernel == (1, 1) and spec.visit in ("all", "blocks")
 

@@ -18,9 +18,9 @@ from tvm.script.ir_builder import tirx as T
 from tvm.tirx import Buffer
 
 from tvm_dynprune.kernels.conv2d import Conv2d
-from tvm_dynprune.kernels.conv2d_builder import LINE, Conv2dBuilder, repeated_lanes
+from tvm_dynprune.kernels.conv2d_builder import LINE, Conv2dBuilder
 from tvm_dynprune.kernels.reduction import Step, wide
-from tvm_dynprune.kernels.registers import registers
+from tvm_dynprune.kernels.registers import add, registers, repeated_lanes, zero
 from tvm_dynprune.kernels.tiling import Part, Tile, tile_size, tiles
 
 _FEW_PIXELS, _MANY_PIXELS = 256, 1024
@@ -123,7 +123,7 @@ class DirectSums(Conv2dBuilder):
         pixels = [(at[0] + i) * y.width + at[1] + j for i, j in tile.pixels]
         if sums.ask is not None and tile == self.tiles[0]:
             self._ask_chunk(n, tile, at, chunk.later, sums)
-        _zero(acc)
+        zero(acc)
         self._add_products(n, acc, tile, at, sums, within=chunk.within)
         with T.If(number > 0), T.Then():
             for (k, t), one in np.ndenumerate(acc):
@@ -137,7 +137,7 @@ class DirectSums(Conv2dBuilder):
             with T.Else():
                 total = registers(*acc.shape, lanes=self.lanes)
                 sums.start(total)
-                _add(acc, total)
+                add(acc, total)
                 sums.finish(acc, tile, *at)
 
     def _ask_chunk(self, n, tile: Tile, at: tuple, later, sums: Sums) -> None:
@@ -209,16 +209,16 @@ class DirectSums(Conv2dBuilder):
         totals = acc
         if chunked:
             totals = registers(*acc.shape, lanes=self.lanes)
-            _zero(acc)
+            zero(acc)
         sums.start(totals)
 
         def end_chunk() -> None:
-            _add(totals, acc)
-            _zero(acc)
+            add(totals, acc)
+            zero(acc)
 
         self._add_products(n, acc, tile, at, sums, end_chunk)
         if chunked:
-            _add(acc, totals)
+            add(acc, totals)
         sums.finish(acc, tile, *at)
 
     def _add_products(
@@ -244,7 +244,7 @@ class DirectSums(Conv2dBuilder):
             prefetch,
             by_vector=self._by_vector,
             within=within,
-            before=self._blocks_before(sums.blocks[0]),
+            before=self._before(sums.blocks[0]),
         ) as step:
             places = [(at[0] + i, at[1] + j) for i, j in tile.pixels]
             if self._by_vector:
@@ -256,8 +256,10 @@ class DirectSums(Conv2dBuilder):
                     with T.vectorized(0, self.lanes) as v:
                         T.buffer_store(one, one[v] + x * sums.weight(step, k, v), [v])
 
-    def _blocks_before(self, block):
-        """Blocks of input channels before those that a block of output channels reads."""
+    def _before(self, block):
+        """Blocks of input channels, or channels, before those that a block of outputs reads."""
+        if self.spec.run is not None:
+            return wide(self.spec.run.start(block))
         groups, length = self.spec.groups, self.spec.reduction.list_length
         each = self.spec.y.blocks // groups
         return wide(tirx.floordiv(block, each) * length) if groups > 1 else 0
@@ -289,15 +291,3 @@ class DirectSums(Conv2dBuilder):
         h = row * spec.stride[0] + step.kh * spec.dilation[0] + (spec.x.halo - spec.pad[0])
         w = column * spec.stride[1] + step.kw * spec.dilation[1] + (spec.x.halo - spec.pad[1])
         return n, step.block, h, w, step.lane
-
-
-def _zero(acc: np.ndarray) -> None:
-    for one in acc.flat:
-        with T.vectorized(0, int(one.shape[0])) as v:
-            T.buffer_store(one, T.float32(0), [v])
-
-
-def _add(acc: np.ndarray, others: np.ndarray) -> None:
-    for one, other in zip(acc.flat, others.flat, strict=True):
-        with T.vectorized(0, int(one.shape[0])) as v:
-            T.buffer_store(one, one[v] + other[v], [v])

@@ -56,7 +56,7 @@ class Reduction:
     `unit` is how many neighbouring input channels open together where they are `listed`. With
     `few_registers` it unrolls the channels of a block: LLVM, left to do it, would unroll the window
     with them and keep what it loaded for other pixels, for which there are no registers. Of several
-    `groups` of channels it walks one, in order "blocks".
+    `groups` of channels it walks one, in order "blocks"; of a `run` its channels one by one.
     """
 
     x: FeatureMap
@@ -66,11 +66,14 @@ class Reduction:
     unit: int
     few_registers: bool = False
     groups: int = 1
+    run: int = 0
 
     @property
     def order(self) -> str:
         """One of the orders above."""
         lanes = self.x.lanes
+        if self.run:
+            return "channel_outer" if self.few_registers else "window_outer"
         by_block = not self.listed or self.unit % lanes == 0
         if self.x.channels % lanes == 0 and by_block:
             return "blocks"
@@ -87,12 +90,17 @@ class Reduction:
     @property
     def list_length(self) -> int:
         """Length of the list of input channels, or of blocks of them."""
-        return self.x.blocks // self.groups if self.order == "blocks" else self.x.channels
+        return self.x.blocks // self.groups if self.order == "blocks" else self._channels
+
+    @property
+    def _channels(self) -> int:
+        """Channels that are walked."""
+        return self.run or self.x.channels
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the packed weights, but for the output channels."""
-        (kh, kw), channels, block = self.kernel, self.x.channels, self.block_channels
+        (kh, kw), channels, block = self.kernel, self._channels, self.block_channels
         return {
             "blocks": (channels // block // self.groups, kh, kw, block),
             "window_outer": (kh, kw, channels),
@@ -141,7 +149,7 @@ class Reduction:
     @property
     def _columns(self) -> int:
         """Positions of the window that are one chunk, where it is outermost."""
-        return 1 if 2 * self.x.channels >= _CHUNK else self.kernel[1]
+        return 1 if 2 * self._channels >= _CHUNK else self.kernel[1]
 
     @property
     def _items(self) -> int:
@@ -170,7 +178,7 @@ class Reduction:
         first lane of each block only. `within` are the position and the number of the items of a
         chunk that all pixels take before the next one, if they are all; ``prefetch(i, j)`` then
         comes once for each place of the window. `before` counts the blocks of the groups before
-        the one that is walked.
+        the one that is walked, or the channels before a run.
         """
         kh, kw = self.kernel
         lanes = T.unroll if self.few_registers else T.serial
@@ -200,14 +208,15 @@ class Reduction:
                     if within is None and prefetch is not None:
                         prefetch((i, j, c), (i, j, later))
                     outer = self.order == "window_outer"
-                    yield Step(*self._split(c), i, j, at, (i, j, c) if outer else (c, i, j))
+                    place = (i, j, c) if outer else (c, i, j)
+                    yield Step(*self._split(before + c), i, j, at, place)
         else:
             with walk as (at, c, later):
                 self._cut(at, self._items, end_chunk)
                 with T.grid(kh, kw) as (i, j):
                     if prefetch is not None:
                         prefetch((c, i, j), (later, i, j))
-                    yield Step(*self._split(c), i, j, at, (c, i, j))
+                    yield Step(*self._split(before + c), i, j, at, (c, i, j))
 
     def _cut(self, position, chunk: int, end_chunk: Callable[[], None] | None) -> None:
         """End a chunk before each position but the first where a new one begins."""

@@ -13,10 +13,10 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx import Buffer
 
-from tvm_dynprune.kernels.conv2d_builder import Conv2dBuilder, repeated_lanes
+from tvm_dynprune.kernels.conv2d_builder import Conv2dBuilder
 from tvm_dynprune.kernels.gather import GatheredVectors
 from tvm_dynprune.kernels.reduction import wide
-from tvm_dynprune.kernels.registers import registers
+from tvm_dynprune.kernels.registers import registers, repeated_lanes
 from tvm_dynprune.kernels.winograd import Winograd, pieces
 
 _IN_TURNS = 4  # sums, as many as a multiply-add takes cycles

@@ -40,6 +40,8 @@ def workload_key(spec: Conv2d) -> str:
         del fields["permutes"]
     if spec.groups == 1:
         del fields["groups"]
+    if spec.run is None:
+        del fields["run"]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 

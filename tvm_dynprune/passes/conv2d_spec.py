@@ -9,7 +9,7 @@ import tvm
 from tvm.relax import Var
 
 from tvm_dynprune.kernels.activation import Activation, Formula
-from tvm_dynprune.kernels.channel_groups import merged_groups
+from tvm_dynprune.kernels.channel_groups import groups_or_run
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.schedule import Schedule
 from tvm_dynprune.passes.activations import parse_activation
@@ -89,8 +89,9 @@ def conv2d_spec(
         permutes=target.permutes,
     )
     if composite.kind == "grouped_conv2d":
-        sizes = spec.x.channels, spec.y.channels, spec.y.lanes
-        spec = replace(spec, groups=merged_groups(int(attrs.groups), *sizes))
+        sizes = int(attrs.groups), spec.x.channels, spec.y.channels, spec.y.lanes
+        groups, run = groups_or_run(*sizes)
+        spec = replace(spec, groups=groups, run=run)
     lowering = str(composite.attribute("lowering"))
     if lowering == "indexed":
         return _indexed(plan, var, composite, spec)

@@ -33,7 +33,7 @@ from tvm.relax import Var, op
 
 from tvm_dynprune.kernels.activation import Formula
 from tvm_dynprune.kernels.any_open import any_open
-from tvm_dynprune.kernels.channel_groups import merge_weight
+from tvm_dynprune.kernels.channel_groups import grouped_weight
 from tvm_dynprune.kernels.conv2d import Conv2d, pack_channels, pack_factors
 from tvm_dynprune.kernels.conv2d_closed import conv2d_closed
 from tvm_dynprune.kernels.convolution import Convolution
@@ -115,7 +115,8 @@ def convolution_with_arguments(
     """The chosen algorithm, and its kernel's arguments up to the list of outputs."""
     weight = constant_of(composite.arguments["weight"])
     if composite.kind == "grouped_conv2d":
-        weight = merge_weight(weight, int(composite.operator.attrs.groups), spec.groups)
+        groups = int(composite.operator.attrs.groups)
+        weight = grouped_weight(weight, groups, spec.groups, spec.run)
     if spec.schedule.algorithm == "winograd_strided":
         image, affine = emitter.image(composite.arguments["x"])
         weight, spec = weight_over_squares(weight, spec), conv2d_over_squares(spec)
