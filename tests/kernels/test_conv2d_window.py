@@ -37,6 +37,7 @@ WINDOWS = {
     "depthwise with holes": ("depthwise", 3, 1, 2, 2, False),
     "depthwise without padding": ("depthwise", 2, 2, 0, 1, False),
     "max pooling": ("max", 3, 2, 0, 1, True),
+    "max pooling that leaves rows out": ("max", 1, 3, 0, 1, False),
     "max pooling, padded": ("max", 3, 2, 1, 1, False),
     "average pooling": ("average", 3, 1, 1, 1, False),
 }

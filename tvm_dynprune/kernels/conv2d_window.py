@@ -24,8 +24,7 @@ _MOST_PARTS = 2
 class Conv2dWindow:
     """``y = window(conv2d(x))``: `conv2d.y` is `window.x`, and nobody else reads it.
 
-    Without residual; all blocks of channels, or those of a list that both go by. Windows leave no
-    row out.
+    Without residual; all blocks of channels, or those of a list that both go by.
     """
 
     conv2d: Conv2d
@@ -149,12 +148,7 @@ class _Builder(DirectBuilder):
 
     def _slot(self, row):
         """Where in the ring a row is; the padding's are numbered from below 0."""
-        return tirx.floormod(row + self.fused.ring * self._turns, self.fused.ring)
-
-    @property
-    def _turns(self) -> int:
-        """Of the ring, that make the numbers of rows positive."""
-        return -(-(self.fused.reach + self.fused.window.pad[0]) // self.fused.ring)
+        return tirx.floormod(row, self.fused.ring)
 
     def zero_halo(self, _n, _block) -> None:
         """Nothing: `_zero_columns` has done it."""

@@ -13,7 +13,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm_dynprune.kernels.conv2d import Conv2d
 from tvm_dynprune.kernels.conv2d_builder import LINE, ask_for
 from tvm_dynprune.kernels.direct_sums import Sums
-from tvm_dynprune.kernels.feature_map import FeatureMap, zero_halo
+from tvm_dynprune.kernels.feature_map import zero_halo
 from tvm_dynprune.kernels.gathered_sums import GatheredSums
 from tvm_dynprune.kernels.reduction import Step
 from tvm_dynprune.kernels.tiling import SPARE_REGISTERS, Part, Tile
@@ -22,11 +22,6 @@ _MOST_VECTORS = 8  # computed together: as many streams of weights as hardware f
 _FEW_BLOCKS = 16  # whose open ones may not keep all threads busy
 _MOST_PARTS = 2
 _NEAR_BYTES, _PART_BYTES = 256 * 1024, 112 * 1024  # of a second level, and of it for the input
-
-
-def _bytes(size: FeatureMap) -> int:
-    """Bytes of a sample."""
-    return 4 * size.blocks * size.lanes * size.height * size.width
 
 
 def direct_weight_shape(spec: Conv2d) -> tuple[int, ...]:
@@ -83,7 +78,7 @@ class DirectBuilder(GatheredSums):
         c_in, c_out = spec.x.channels // spec.groups, spec.y.channels
         if spec.run is not None:
             return False
-        is_large = _bytes(spec.x) > _NEAR_BYTES and 4 * c_in * c_out <= _NEAR_BYTES
+        is_large = spec.x.sample_bytes > _NEAR_BYTES and 4 * c_in * c_out <= _NEAR_BYTES
         return is_large and spec.kernel == (1, 1) and spec.visit in ("all", "blocks")
 
     @property
@@ -91,7 +86,7 @@ class DirectBuilder(GatheredSums):
         """Parts of a plane that threads can compute apart."""
         rows = sum(tile.row_count for tile in self.tiles)
         if self.by_part:
-            return min(rows, -(-_bytes(self.spec.x) // _PART_BYTES))
+            return min(rows, -(-self.spec.x.sample_bytes // _PART_BYTES))
         usual = 2 if self.spec.pairs else 1
         few = self.spec.y.blocks <= _FEW_BLOCKS * usual and self.vectors == usual
         return min(_MOST_PARTS, rows) if few else 1

@@ -43,6 +43,11 @@ class FeatureMap:
         blocks = self.blocks_before + self.blocks + self.blocks_behind
         return (self.batch, blocks, rows, columns, self.lanes)
 
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of a sample, but for its halo."""
+        return 4 * self.blocks * self.lanes * self.height * self.width
+
     def argument(self, name: str) -> Buffer:
         """Declare the whole tensor as the next parameter of the kernel being built."""
         return T.arg(name, T.buffer(self.shape, "float32"))

@@ -60,11 +60,8 @@ def lower_conv2d(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
     if _in_place(emitter, var, composite, spec):
         spec = replace(spec, in_place=True, fill=False)
     spec = replace(spec, pools=emitter.pooling(var) is not None)
-    lists_in: list[Expr] = []
+    lists_in = open_inputs(emitter, composite, spec)
     lists_out: list[Expr] = []
-    if spec.open_in:
-        unit = spec.x.lanes if spec.by_input_block else 1
-        lists_in = emitter.open_list(composite.arguments["open_in"], unit)
     if spec.visit != "all":
         unit = spec.y.lanes if spec.visit == "blocks" else 1
         lists_out = emitter.open_list(composite.arguments["open_out"], unit)
@@ -78,6 +75,14 @@ def lower_conv2d(emitter: KernelEmitter, var: Var, composite: CompositeCall) -> 
     if spec.in_place:
         emitter.write_over(var, composite.arguments["residual"])
     return emitter.compute(var, convolution.kernel, name, arguments)
+
+
+def open_inputs(emitter: KernelEmitter, composite: CompositeCall, spec: Conv2d) -> list[Expr]:
+    """List and counts of the inputs that are walked, where there is a list."""
+    if not spec.open_in:
+        return []
+    unit = spec.x.lanes if spec.by_input_block else 1
+    return emitter.open_list(composite.arguments["open_in"], unit)
 
 
 def _in_place(emitter: KernelEmitter, var: Var, composite: CompositeCall, spec: Conv2d) -> bool:

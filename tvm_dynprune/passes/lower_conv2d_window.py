@@ -18,14 +18,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tvm.ir import Expr
 from tvm.relax import Var
 
 from tvm_dynprune.kernels.conv2d_window import Conv2dWindow, conv2d_window
 from tvm_dynprune.passes.composite import CompositeCall
 from tvm_dynprune.passes.conv2d_spec import KernelTarget, conv2d_spec
 from tvm_dynprune.passes.layout_plan import LayoutPlan
-from tvm_dynprune.passes.lower_conv2d import convolution_with_arguments
+from tvm_dynprune.passes.lower_conv2d import convolution_with_arguments, open_inputs
 from tvm_dynprune.passes.lower_window import (
     WINDOWS,
     goes_by_blocks,
@@ -61,7 +60,7 @@ def _is_inner(plan: LayoutPlan, target: KernelTarget, var: Var, window: Composit
     if "if" in (str(conv2d.attribute("lowering")), str(window.attribute("lowering"))):
         return False
     spec = conv2d_spec(plan, x, conv2d, target)
-    if spec.schedule.algorithm != "direct" or 4 * _elements(spec.y.shape) <= _NEAR_BYTES:
+    if spec.schedule.algorithm != "direct" or spec.y.sample_bytes <= _NEAR_BYTES:
         return False
     if not goes_by_blocks(window):
         return spec.visit == "all"
@@ -69,21 +68,12 @@ def _is_inner(plan: LayoutPlan, target: KernelTarget, var: Var, window: Composit
     return same and spec.visit == "blocks"
 
 
-def _elements(shape: tuple[int, ...]) -> int:
-    """Of a sample."""
-    _, blocks, rows, columns, lanes = shape
-    return blocks * rows * columns * lanes
-
-
 def lower_conv2d_window(emitter: KernelEmitter, var: Var, window: CompositeCall) -> Var:
     """Emit both; returns the blocked result of the second."""
     plan, x = emitter.plan, window.arguments["x"]
     conv2d = plan.composites[x]
     inner = replace(conv2d_spec(plan, x, conv2d, emitter.target), fill=False)
-    lists_in: list[Expr] = []
-    if inner.open_in:
-        unit = inner.x.lanes if inner.by_input_block else 1
-        lists_in = emitter.open_list(conv2d.arguments["open_in"], unit)
+    lists_in = open_inputs(emitter, conv2d, inner)
     spec = Conv2dWindow(inner, window_spec(emitter, var, window))
     _, arguments = convolution_with_arguments(emitter, conv2d, spec.by_row, lists_in)
     arguments += [*open_blocks(emitter, window), *window_values(emitter, window, spec.window)]
